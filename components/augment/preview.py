@@ -1,0 +1,70 @@
+"""The plan as a picture: originals, what the transforms make of them, and MixUp pairs with their label vectors."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from dermaflow.augmentation import draw_epoch, image_key, mix, transform
+from dermaflow.dataset import Dataset
+from dermaflow.params import AugmentParams, MixupParams
+
+COLUMNS = 7
+
+
+def draw_preview(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, path: Path) -> None:
+    """Draw the first images of epoch 0 as the training step will see them, by the same code."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    import tensorflow as tf
+
+    images = plan[plan["view"] == 0].reset_index(drop=True)
+    keys = np.array([image_key(image) for image in images["image_id"]], np.uint64)
+    draws = draw_epoch(keys, images["weight"].to_numpy(), params, mixup, epoch=0)
+    first = slice(0, COLUMNS)
+    rows = dataset.rows_of(images["image_id"].iloc[draws.rows[first]])
+    originals = dataset.images(rows)
+    changed = transform(
+        tf.constant(originals, tf.float32), *(tf.constant(x[first]) for x in (draws.symmetry, draws.brightness, draws.hue))
+    )
+    labels = np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[rows]]
+    weight = tf.constant(draws.mix[first])
+    mixed, vectors = mix(changed, weight).numpy(), mix(tf.constant(labels), weight).numpy()
+    _draw(dataset, originals, changed.numpy(), mixed, labels, vectors, path)
+
+
+def _draw(
+    dataset: Dataset,
+    originals: np.ndarray,
+    changed: np.ndarray,
+    mixed: np.ndarray,
+    labels: np.ndarray,
+    vectors: np.ndarray,
+    path: Path,
+) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    def name(vector: np.ndarray) -> str:
+        return "\n".join(f"{vector[k]:.2f} {dataset.classes[k]}" for k in np.argsort(-vector) if vector[k] > 0.005)
+
+    columns = len(originals)
+    figure, axes = plt.subplots(3, columns, figsize=(1.7 * columns, 6.4), squeeze=False, layout="constrained")
+    for row, (title, pictures) in enumerate((("original", originals), ("transformed", changed), ("MixUp", mixed))):
+        for column in range(columns):
+            axis = axes[row, column]
+            axis.imshow(np.clip(pictures[column], 0, 255).astype(np.uint8))
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.set_xlabel(name(vectors[column] if row == 2 else labels[column]), fontsize=8)
+        axes[row, 0].set_ylabel(title, fontsize=10)
+    kind = "synthetic images" if dataset.synthetic else dataset.info["source"]["name"]
+    figure.suptitle(
+        f"What one training step sees ({kind}): images, transforms, mixed pairs with their label vectors", fontsize=10
+    )
+    figure.savefig(path, dpi=90)
+    plt.close(figure)

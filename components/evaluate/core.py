@@ -1,0 +1,138 @@
+"""Judge one model on validation and test images, kept apart, with intervals by bootstrap over lesions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from components.evaluate import plots
+from dermaflow import contracts
+from dermaflow.artifacts import new_artifact, open_artifact, read_json, write_json
+from dermaflow.dataset import Dataset
+from dermaflow.errors import InputError
+from dermaflow.metrics import LEVEL, evaluate_predictions
+from dermaflow.params import EvaluateParams
+from dermaflow.progress import progress
+
+JUDGED = ("validation", "test")
+METRICS_FILE = "metrics.json"
+
+
+def evaluate(dataset: Path, splits: Path, masks: Path, model: Path, params: EvaluateParams, target: Path) -> dict[str, Any]:
+    """Run a model over the validation and test images of a dataset (never its training images) and judge it.
+
+    Parameters
+    ----------
+    dataset, splits, masks, model: finished artifacts of the same run.
+    params: number and seed of the bootstrap resamples.
+    target: where the Evaluation artifact is to be.
+
+    Returns
+    -------
+    What `metrics.json` says.
+
+    Raises
+    ------
+    InputError
+        when an artifact is missing, or they do not belong together.
+    """
+    from dermaflow.predict import predict_logits
+
+    images = Dataset.open(dataset)
+    model_info = {**contracts.read_info(model, contracts.MODEL), "model_digest": open_artifact(model, contracts.MODEL).digest}
+    rows = judged_rows(images, contracts.read_splits(splits))
+    logits = predict_logits(model, images, images.rows_of(rows["image_id"]), masks)
+    columns = contracts.logit_columns(images.classes)
+    predictions = pd.concat([rows, pd.DataFrame(logits, columns=columns)], axis=1)
+    return write_evaluation(predictions, model_info, images, params, target)
+
+
+def judged_rows(dataset: Dataset, splits: pd.DataFrame) -> pd.DataFrame:
+    """image_id, lesion_id, split, label of the validation and test images, in the order of the dataset.
+
+    Raises
+    ------
+    InputError
+        when the splits name an image that is not in the dataset, or know it under another label.
+    """
+    chosen = splits.loc[splits["split"].isin(JUDGED), ["image_id", "lesion_id", "split", "label"]]
+    places = dataset.rows_of(chosen["image_id"])
+    relabelled = chosen["label"].to_numpy() != dataset.manifest["label"].to_numpy()[places]
+    if relabelled.any():
+        first = chosen["image_id"].to_numpy()[relabelled][0]
+        raise InputError(f"image {first} has another label in the dataset than in the splits; run split again on this dataset")
+    return chosen.iloc[places.argsort()].reset_index(drop=True)
+
+
+def write_evaluation(
+    predictions: pd.DataFrame, model_info: Mapping[str, Any], dataset: Dataset, params: EvaluateParams, target: Path
+) -> dict[str, Any]:
+    """Judge predictions and write them, the metrics and the pictures as an Evaluation artifact.
+
+    Parameters
+    ----------
+    predictions: image_id, lesion_id, split (validation or test), label, and `logit_<class>` for each class.
+    model_info: `model.json`, and `model_digest`, the digest of the Model artifact.
+    dataset: where the images come from.
+    params: number and seed of the bootstrap resamples.
+    target: where the Evaluation artifact is to be.
+
+    Returns
+    -------
+    What `metrics.json` says.
+
+    Raises
+    ------
+    InputError
+        when a row is of another split than validation and test, or the predictions can not be judged.
+    """
+    others = sorted(set(predictions["split"]) - set(JUDGED))
+    if others:
+        raise InputError(f"predictions hold images of split {others[0]!r}; only {' and '.join(JUDGED)} may be judged")
+    metrics = {**_head(model_info, dataset, params), **_judge(predictions, dataset, params)}
+    with new_artifact(target, contracts.EVALUATION) as folder:
+        predictions.to_parquet(folder / "predictions.parquet", index=False)
+        write_json(folder / METRICS_FILE, metrics)
+        plots.draw_confusion(metrics, folder / "confusion.png")
+        plots.draw_roc(_part(predictions, "test"), metrics, folder / "roc.png")
+        plots.draw_classified(_part(predictions, "test"), metrics, dataset, params.seed, folder / "classified.png")
+    progress(f"{metrics['architecture']}: judged", len(JUDGED), len(JUDGED))
+    return metrics
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """`metrics.json` of a finished Evaluation artifact.
+
+    Raises
+    ------
+    InputError
+        when there is none.
+    """
+    open_artifact(path, contracts.EVALUATION)
+    metrics: dict[str, Any] = read_json(path / METRICS_FILE)
+    return metrics
+
+
+def _head(model_info: Mapping[str, Any], dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
+    return {
+        "architecture": model_info["architecture"],
+        "model_digest": model_info["model_digest"],
+        "pipeline_check": bool(model_info["pipeline_check"]),
+        "synthetic": dataset.synthetic,
+        "classes": list(dataset.classes),
+        "bootstrap": {"replicates": params.bootstrap, "seed": params.seed, "unit": "lesion", "level": LEVEL},
+    }
+
+
+def _judge(predictions: pd.DataFrame, dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
+    return {
+        split: evaluate_predictions(_part(predictions, split), dataset.classes, bootstrap=params.bootstrap, seed=params.seed)
+        for split in JUDGED
+    }
+
+
+def _part(predictions: pd.DataFrame, split: str) -> pd.DataFrame:
+    return predictions[predictions["split"] == split]

@@ -1,0 +1,176 @@
+"""The pictures of an evaluation. Each says on its face when it shows synthetic images or a pipeline check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dermaflow.contracts import logit_columns
+from dermaflow.dataset import Dataset
+from dermaflow.metrics import softmax
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette, told apart with every common colour blindness (jfly.uni-koeln.de/color); yellow, too pale for
+# a line on white, is left out, and line styles repeat the distinction.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#000000", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+STYLES = ("-", "--", "-.", (0, (1, 1.2)), "-", "--", "-.", (0, (1, 1.2)))
+WRONG, RIGHT, MUTED = "#D55E00", "#0072B2", "#595959"
+DPI = 110
+SHOWN_OF_CLASS = 6  # columns of the grid of classified images
+MISTAKES_OF_CLASS = 3  # at most, unless there are too few right ones to fill the row
+
+Places = npt.NDArray[np.int64]
+
+
+def draw_confusion(metrics: Mapping[str, Any], path: Path) -> None:
+    """Draw the confusion matrices of validation and test, side by side: colour and per cent by row, and counts."""
+    figure = _figure(13.6, 7.4, metrics, "which class is taken for which")
+    for axes, split in zip(figure.subplots(1, 2), ("validation", "test"), strict=True):
+        _draw_matrix(axes, metrics[split]["confusion"])
+        judged = metrics[split]
+        size = f"{split}: {judged['n_images']} images of {judged['n_lesions']} lesions"
+        axes.set_title(f"{size}\nbalanced accuracy {_told(judged['overall']['balanced_accuracy'])}", fontsize=11)
+    _save(figure, path)
+
+
+def draw_roc(predictions: pd.DataFrame, metrics: Mapping[str, Any], path: Path) -> None:
+    """Draw the ROC curve of each class against the rest, on test predictions, with the area and its interval."""
+    from sklearn.metrics import roc_curve
+
+    classes = metrics["classes"]
+    figure = _figure(8.2, 7.6, metrics, "each class against the rest, test images")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, zorder=0)
+    probabilities = softmax(predictions[logit_columns(classes)].to_numpy())
+    for position, name in enumerate(classes):
+        judged = metrics["test"]["per_class"][name]
+        label = f"{name}  {_told(judged['auroc'])}, {_counted(judged['n_images'])}"
+        look: dict[str, Any] = {"color": COLOURS[position % 8], "linestyle": STYLES[position % 8], "label": label}
+        if judged["auroc"]["estimate"] is None:
+            axes.plot([], [], **look)
+            continue
+        false_alarms, hits, _ = roc_curve(predictions["label"] == name, probabilities[:, position])
+        axes.plot(false_alarms, hits, linewidth=1.8, **look)
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_xlabel("1 - specificity (false alarms among the other classes)")
+    axes.set_ylabel("sensitivity")
+    axes.grid(color="#E6E6E6", linewidth=0.6)
+    axes.legend(loc="lower right", title="AUROC [95 % interval]", fontsize=9, title_fontsize=9, framealpha=0.95)
+    _save(figure, path)
+
+
+def draw_classified(predictions: pd.DataFrame, metrics: Mapping[str, Any], dataset: Dataset, seed: int, path: Path) -> None:
+    """Draw a grid of classified test images, as in the study, but with the mistakes: a row for each true class."""
+    classes = metrics["classes"]
+    table = predictions.sort_values("image_id").reset_index(drop=True)
+    logits = table[logit_columns(classes)].to_numpy()
+    probabilities, predicted = softmax(logits), np.asarray(classes, dtype=object)[logits.argmax(axis=1)]
+    chosen = [
+        sample_of_class(np.flatnonzero(table["label"] == name), predicted == table["label"].to_numpy(), seed)
+        for name in classes
+    ]
+    legend = "row: true class; above each image: predicted class and its probability"
+    subject = f"a sample of test images, mistakes over-represented\n{legend}"
+    figure = _figure(12.4, 2.06 * len(classes) + 1.0, metrics, subject)
+    grid = figure.subplots(len(classes), SHOWN_OF_CLASS, squeeze=False)
+    for name, places, row in zip(classes, chosen, grid, strict=True):
+        images = dataset.images(dataset.rows_of(table["image_id"].iloc[places]))
+        _label_row(row[0], name, metrics["test"]["per_class"][name])
+        for axes in row:
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        for axes, place, image in zip(row, places, images, strict=False):
+            _draw_image(axes, image, name, str(predicted[place]), float(probabilities[place].max()))
+    _save(figure, path)
+
+
+def sample_of_class(mine: Places, right: npt.NDArray[np.bool_], seed: int) -> Places:
+    """Up to SHOWN_OF_CLASS places out of `mine`: right ones first, then mistakes, up to half of each if there are.
+
+    Parameters
+    ----------
+    mine: places of the images of one class, int64 [k].
+    right: whether each image is classified rightly, bool [n].
+    seed: of the choice.
+    """
+    random = np.random.Generator(np.random.Philox(seed))
+    shuffled = random.permutation(mine)
+    hits, mistakes = shuffled[right[shuffled]], shuffled[~right[shuffled]]
+    wrong = min(len(mistakes), max(MISTAKES_OF_CLASS, SHOWN_OF_CLASS - len(hits)))
+    return np.concatenate([hits[: SHOWN_OF_CLASS - wrong], mistakes[:wrong]])
+
+
+def _draw_matrix(axes: Axes, confusion: Mapping[str, Any]) -> None:
+    counts = np.asarray(confusion["counts"], dtype=np.int64)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    axes.imshow(np.ma.masked_invalid(shares), cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    for (row, column), count in np.ndenumerate(counts):
+        if totals[row, 0] == 0:
+            continue
+        share = shares[row, column]
+        axes.text(
+            column, row, f"{100 * share:.0f} %\n{count}" if count else "0",
+            ha="center", va="center", fontsize=8.5, color="white" if share > 0.5 else "#222222" if count else "#9A9A9A",
+        )  # fmt: skip
+    for row in np.flatnonzero(totals[:, 0] == 0).tolist():
+        axes.text((len(counts) - 1) / 2, row, "no images of this class", ha="center", va="center", color=MUTED)
+    ticks = range(len(counts))
+    axes.set_xticks(ticks, confusion["classes"])
+    axes.set_yticks(ticks, [f"{name} ({total})" for name, total in zip(confusion["classes"], totals[:, 0], strict=True)])
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class (images)")
+
+
+def _draw_image(axes: Axes, image: npt.NDArray[np.uint8], true: str, predicted: str, probability: float) -> None:
+    right = predicted == true
+    axes.imshow(image)
+    axes.spines[:].set(visible=True, color=RIGHT if right else WRONG, linewidth=1.2 if right else 4)
+    verdict = f"{predicted} {probability:.2f}" if right else f"MISTAKE: {predicted} {probability:.2f}"
+    axes.set_title(verdict, fontsize=9, color="#222222" if right else WRONG, fontweight="normal" if right else "bold", pad=5)
+
+
+def _label_row(axes: Axes, name: str, judged: Mapping[str, Any]) -> None:
+    sensitivity = judged["sensitivity"]["estimate"]
+    found = "" if sensitivity is None else f"\n{round(sensitivity * judged['n_images'])} recognised"
+    axes.set_ylabel(f"{name}\n{_counted(judged['n_images'])}{found}", rotation=0, ha="right", va="center", labelpad=12)
+
+
+def _figure(width: float, height: float, metrics: Mapping[str, Any], subject: str) -> Figure:
+    """Open an empty picture with its title; without pyplot nothing global is touched, and Agg renders it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    figure.suptitle("\n".join([f"{metrics['architecture']}: {subject}", *_caveats(metrics)]), fontsize=12)
+    return figure
+
+
+def _caveats(metrics: Mapping[str, Any]) -> list[str]:
+    caveats = []
+    if metrics["pipeline_check"]:
+        caveats.append("random backbone: a check of the pipeline, not a result")
+    if metrics["synthetic"]:
+        caveats.append("synthetic images: says nothing about skin")
+    return caveats
+
+
+def _told(interval: Mapping[str, float | None]) -> str:
+    if interval["estimate"] is None:
+        return "undefined"
+    return f"{interval['estimate']:.2f} [{interval['low']:.2f}, {interval['high']:.2f}]"
+
+
+def _counted(images: int) -> str:
+    return f"{images} image" if images == 1 else f"{images} images"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    figure.savefig(path, metadata={"Software": None})  # no version stamp: same input, same bytes

@@ -1,0 +1,16 @@
+"""The promote step from a shell."""
+
+import json
+from pathlib import Path
+
+from components.promote.core import promote
+from dermaflow.command import step_arguments
+from dermaflow.lineage import git_state
+from dermaflow.progress import step
+
+with step("promote"):
+    options, params = step_arguments("promote", "Apply the promotion policy.", "registration", "evaluation", "decision")
+    policy = Path(params.promote.policy).read_text()
+    told = policy, json.dumps(git_state())
+    settings = params.promote, params.register_
+    promote(options.registration, options.evaluation, *told, *settings, options.decision)

@@ -1,0 +1,115 @@
+"""The gates of a promotion policy: each asks one thing of the challenger and says what it saw."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from dermaflow.policy import Minimum, Policy
+
+Verdict = Literal["pass", "fail", "not_applicable"]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A gate's answer: what was asked, what was measured (with its 95 % interval), and the verdict with its reason."""
+
+    name: str
+    estimate: float | None
+    low: float | None
+    high: float | None
+    threshold: float | None
+    verdict: Verdict
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """The gate as JSON."""
+        return asdict(self)
+
+
+def judge(facts: dict[str, Any], commit: dict[str, Any], difference: dict[str, Any] | None, policy: Policy) -> list[Gate]:
+    """Every gate of the policy, in a fixed order.
+
+    Parameters
+    ----------
+    facts: of the challenger, as its registration tells them.
+    commit: `commit` and `dirty` of the code that ran.
+    difference: paired difference in balanced accuracy, challenger minus champion; None where there is no champion.
+    """
+    leaks = facts["splits"]["leakage"]["all"]["with_relative_in_train"]
+    error = facts["explanation"]["additivity"]["median"]
+    return [
+        _fact("data_validation", holds=facts["data_validation"]["success"], reason="the data passed its blocking expectations"),
+        _fact(
+            "not_synthetic",
+            holds=not facts["synthetic"] or policy.allow_synthetic,
+            reason=(
+                "synthetic images, which the policy allows"
+                if facts["synthetic"] and policy.allow_synthetic
+                else "images are of patients"
+                if not facts["synthetic"]
+                else "the model was trained on synthetic images"
+            ),
+        ),
+        _fact("lesion_split", holds=facts["promotable_split"], reason=facts["mark"] or "split by lesion"),
+        _fact("leakage", holds=leaks == 0, reason=f"{leaks} test images have a relative in train"),
+        _fact(
+            "trained_model",
+            holds=not facts["pipeline_check"],
+            reason=(
+                "the backbone is random: a check of the pipeline"
+                if facts["pipeline_check"]
+                else "no part of the model is random"
+            ),
+        ),
+        _fact(
+            "clean_commit",
+            holds=commit["dirty"] is False or policy.allow_dirty_commit,
+            reason=(
+                f"commit {str(commit['commit'])[:12]}"
+                + {True: " with uncommitted changes", False: "", None: ": not known"}[commit["dirty"]]
+            ),
+        ),
+        _at_least("balanced_accuracy", facts["test"]["overall"]["balanced_accuracy"], policy.balanced_accuracy),
+        _at_least("auroc", facts["test"]["overall"]["auroc"], policy.auroc),
+        _at_least("melanoma_sensitivity", facts["test"]["per_class"]["mel"]["sensitivity"], policy.melanoma_sensitivity),
+        Gate(
+            "explanation_additivity",
+            error,
+            None,
+            None,
+            policy.max_additivity_error,
+            "pass" if error is not None and error <= policy.max_additivity_error else "fail",
+            "median relative error of the SHAP sums",
+        ),
+        _against_champion(difference, policy.margin_to_champion),
+    ]
+
+
+def _fact(name: str, *, holds: bool, reason: str) -> Gate:
+    return Gate(name, None, None, None, None, "pass" if holds else "fail", reason)
+
+
+def _at_least(name: str, value: dict[str, Any], minimum: Minimum) -> Gate:
+    asked = [(end, bound) for end, bound in (("estimate", minimum.estimate), ("low", minimum.low)) if bound is not None]
+    missed = [f"{end} below {bound:g}" for end, bound in asked if value[end] is None or value[end] < bound]
+    reason = (
+        "; ".join(missed) or "; ".join(f"{end} at least {bound:g}" for end, bound in asked) or "the policy asks for nothing"
+    )
+    verdict: Verdict = "fail" if missed else "pass" if asked else "not_applicable"
+    return Gate(name, value["estimate"], value["low"], value["high"], minimum.estimate, verdict, f"test {name}: {reason}")
+
+
+def _against_champion(difference: dict[str, Any] | None, margin: float) -> Gate:
+    name = "not_worse_than_champion"
+    if difference is None:
+        return Gate(name, None, None, None, -margin, "not_applicable", "there is no champion yet")
+    holds = difference["low"] is not None and difference["low"] >= -margin
+    reason = (
+        "paired difference in balanced accuracy on the same test images, low end "
+        + ("within" if holds else "beyond")
+        + " the margin"
+    )
+    return Gate(
+        name, difference["estimate"], difference["low"], difference["high"], -margin, "pass" if holds else "fail", reason
+    )

@@ -1,0 +1,57 @@
+"""The model card that stands in a version's description: Markdown (Mitchell et al., FAT* 2019)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(bundle: dict[str, Any]) -> str:
+    """A model card from an evidence bundle."""
+    data, test = bundle["data"], bundle["test"]
+    marks = [
+        text
+        for text, holds in (
+            ("**Synthetic images: a check of the pipeline, not a result about patients.**", bundle["synthetic"]),
+            ("**Random backbone: a check of the pipeline, not a result.**", bundle["pipeline_check"]),
+            (f"**{bundle['mark']}.**", bundle["mark"]),
+        )
+        if holds
+    ]
+    classes = "\n".join(
+        f"| {name} | {values['n_images']} | {_interval(values['sensitivity'])} | {_interval(values['specificity'])} | "
+        f"{_interval(values['auroc'])} |"
+        for name, values in test["per_class"].items()
+    )
+    return f"""# {bundle["architecture"]} on {data["name"]}
+
+{" ".join(marks)}
+
+- **Intended use:** {bundle["intended_use"]}. Not a medical device.
+- **Data:** {data["counts"]["images"]} images of {data["counts"]["lesions"]} lesions, licence {data["licence"]},
+  content `{data["content_digest"]}`.
+- **Split:** {bundle["splits"]["strategy"]}, seed {bundle["splits"]["seed"]}, digest `{bundle["splits"]["digest"]}`; test images
+  with a relative in train: {bundle["splits"]["leakage"]["all"]["with_relative_in_train"]}.
+- **Model:** {bundle["model"]["parameters"]:,} parameters, weights from {bundle["model"]["weights"]["origin"]},
+  digest `{bundle["model"]["weights_digest"]}`.
+- **Commit:** `{bundle["git"]["commit"]}`{" with uncommitted changes" if bundle["git"]["dirty"] else ""}.
+- **Run:** `{bundle["run_id"]}`.
+
+Test part: {test["n_images"]} images of {test["n_lesions"]} lesions, never used for a choice.
+Intervals: 95 %, bootstrap over lesions.
+
+| | estimate |
+|---|---|
+| balanced accuracy | {_interval(test["overall"]["balanced_accuracy"])} |
+| accuracy | {_interval(test["overall"]["accuracy"])} |
+| AUROC (macro) | {_interval(test["overall"]["auroc"])} |
+
+| class | images | sensitivity | specificity | AUROC |
+|---|---|---|---|---|
+{classes}
+"""
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if value["estimate"] is None:
+        return "not defined"
+    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

@@ -1,0 +1,39 @@
+"""KFP component of the register step."""
+
+from kfp import dsl
+
+from dermaflow.images import REGISTRY
+
+
+@dsl.component(base_image=REGISTRY, install_kfp_package=False)
+def register(
+    dataset: dsl.Input[dsl.Dataset],
+    report: dsl.Input[dsl.Artifact],
+    masks: dsl.Input[dsl.Artifact],
+    splits: dsl.Input[dsl.Artifact],
+    plan: dsl.Input[dsl.Artifact],
+    model: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    selection: dsl.Input[dsl.Artifact],
+    explanation: dsl.Input[dsl.Artifact],
+    register: str,
+    params: str,
+    run_id: str,
+    pipeline_digest: str,
+    commit: str,
+    registration: dsl.Output[dsl.Artifact],
+) -> None:
+    """Create a version of dermaflow-candidate with lineage tags and evidence, and give it the alias challenger."""
+    from pathlib import Path
+
+    from components.register.core import Evidence
+    from components.register.core import register as work
+    from dermaflow.params import RegisterParams
+    from dermaflow.progress import step
+
+    with step("register"):
+        found = (dataset, report, masks, splits, plan, model, evaluation, selection, explanation)
+        told = {"params": params, "run_id": run_id, "pipeline_digest": pipeline_digest, "commit": commit}
+        evidence = Evidence(*(Path(item.path) for item in found), **told)
+        info = work(evidence, RegisterParams.from_json(register), Path(registration.path))
+        registration.metadata.update(model=info["model"], version=info["version"])

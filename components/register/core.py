@@ -1,0 +1,267 @@
+"""Register: a version of dermaflow-candidate that carries what it was made from, and the alias challenger."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dermaflow
+from components.register.card import model_card
+from dermaflow import contracts, registry
+from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, read_json, write_json
+from dermaflow.dataset import Dataset
+from dermaflow.lineage import environment
+from dermaflow.params import RegisterParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+KEY_TAG = registry.TAG + "key"
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The artifacts of a run that speak for its candidate, and how the run was asked for."""
+
+    dataset: Path
+    report: Path
+    masks: Path
+    splits: Path
+    plan: Path
+    model: Path
+    evaluation: Path
+    selection: Path
+    explanation: Path
+    params: str
+    run_id: str
+    pipeline_digest: str
+    commit: str
+
+
+def register(evidence: Evidence, params: RegisterParams, target: Path) -> dict[str, Any]:
+    """Register the candidate, or find the version that the same model and evidence made before.
+
+    Returns
+    -------
+    The content of registration.json: model, version, key, mlflow_run_id, created (False when it was there), facts.
+
+    Raises
+    ------
+    InputError
+        when the registry does not answer or an artifact is missing.
+    """
+    facts = gather_facts(evidence)
+    client = registry.connect(params.tracking_uri)
+    registry.ensure_model(
+        client, registry.CANDIDATE_MODEL, "What the pipeline trains; the alias challenger is the newest candidate."
+    )
+    found = registry.find_version(client, registry.CANDIDATE_MODEL, KEY_TAG, facts["key"])
+    version = str(found.version) if found else _create_version(client, evidence, facts, params)
+    client.set_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER, version)
+    info = {
+        "model": registry.CANDIDATE_MODEL,
+        "version": int(version),
+        "alias": registry.CHALLENGER,
+        "key": facts["key"],
+        "created": found is None,
+        "tracking_uri": params.tracking_uri,
+        "mlflow_run_id": client.get_model_version(registry.CANDIDATE_MODEL, version).run_id,
+        "facts": facts,
+    }
+    with new_artifact(target, contracts.REGISTRATION) as folder:
+        write_json(folder / "registration.json", info)
+    return info
+
+
+def gather_facts(evidence: Evidence) -> dict[str, Any]:
+    """What the version's tags, evidence and gates say, read from the artifacts themselves.
+
+    `key` is the digest of the model's weights and of everything that judges it, so that registering the same model
+    again finds the same version.
+    """
+    dataset = Dataset.open(evidence.dataset)
+    model = contracts.read_info(evidence.model, contracts.MODEL)
+    splits = contracts.read_info(evidence.splits, contracts.SPLITS)
+    validation = contracts.read_info(evidence.report, contracts.VALIDATION_REPORT)
+    masks = contracts.read_info(evidence.masks, contracts.MASKS)
+    explanation = contracts.read_info(evidence.explanation, contracts.EXPLANATION)
+    metrics = read_json(evidence.evaluation / "metrics.json")
+    params = json.loads(evidence.params)
+    facts = {
+        "architecture": model["architecture"],
+        "profile": params["profile"],
+        "synthetic": dataset.synthetic,
+        "pipeline_check": model["pipeline_check"],
+        "promotable_split": splits["promotable"],
+        "mark": splits["mark"],
+        "data": {
+            **dataset.info["source"],
+            "counts": dataset.info["counts"],
+            "content_digest": dataset.content_digest,
+            "layout_digest": dataset.info["layout_digest"],
+        },
+        "splits": {key: splits[key] for key in ("digest", "algorithm", "strategy", "seed", "counts", "leakage")},
+        "plan_digest": open_artifact(evidence.plan, contracts.PLAN).digest,
+        "masks": {key: masks.get(key) for key in ("algorithm", "mean_dice", "mean_dice_over_classes", "fallback_share")},
+        "model": {
+            key: model[key]
+            for key in (
+                "weights",
+                "weights_digest",
+                "parameters",
+                "image_size",
+                "channels",
+                "masks",
+                "classes",
+                "input",
+                "output",
+                "best_epoch",
+                "mixup_space",
+            )
+        },
+        "data_validation": {key: validation[key] for key in ("success", "suite", "suite_digest", "blocking", "warnings")},
+        "validation": metrics["validation"],
+        "test": metrics["test"],
+        "predictions_digest": open_artifact(evidence.evaluation, contracts.EVALUATION).files["predictions.parquet"],
+        "selection": contracts.read_info(evidence.selection, contracts.SELECTION),
+        "explanation": explanation,
+        "params_digest": bytes_digest(evidence.params.encode()),
+    }
+    return {"key": _key(facts), **facts}
+
+
+def _key(facts: dict[str, Any]) -> str:
+    """Digest of what is registered and of what judged it; where the files lay and when has no part in it."""
+    told = {name: facts[name] for name in ("profile", "plan_digest", "predictions_digest", "test", "validation", "explanation")}
+    return json_digest(
+        {
+            **told,
+            "data": facts["data"]["content_digest"],
+            "splits": facts["splits"]["digest"],
+            "weights": facts["model"]["weights_digest"],
+            "suite": facts["data_validation"]["suite_digest"],
+        }
+    )
+
+
+def _create_version(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -> str:
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from dermaflow.serving import LesionClassifier
+
+    size, classes = facts["model"]["image_size"], facts["model"]["classes"]
+    bundle = {
+        "schema": 1,
+        **facts,
+        "intended_use": params.intended_use,
+        "licence": facts["data"]["licence"],
+        "params": json.loads(evidence.params),
+        "run_id": evidence.run_id,
+        "pipeline_digest": evidence.pipeline_digest,
+        "git": json.loads(evidence.commit),
+        "environment": environment(),
+    }
+    experiment = registry.experiment_id(client, params.tracking_uri, params.experiment)
+    with mlflow.start_run(experiment_id=experiment, run_name=evidence.run_id) as run:
+        mlflow.log_params(_flat(bundle["params"]))
+        mlflow.log_metrics(_metrics(facts))
+        _log_evidence(evidence, bundle)
+        logged = mlflow.pyfunc.log_model(
+            name="model",
+            python_model=LesionClassifier(),
+            artifacts={"model": str(evidence.model)},
+            code_paths=[str(Path(dermaflow.__file__).parent)],
+            pip_requirements=_requirements(bundle["environment"]["libraries"]),
+            signature=ModelSignature(
+                Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
+                Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+            ),
+        )
+        created = client.create_model_version(
+            registry.CANDIDATE_MODEL,
+            source=logged.model_uri,
+            run_id=run.info.run_id,
+            model_id=logged.model_id,
+            tags=_tags(bundle),
+            description=model_card(bundle),
+        )
+    return str(created.version)
+
+
+def _log_evidence(evidence: Evidence, bundle: dict[str, Any]) -> None:
+    import mlflow
+
+    folder = registry.EVIDENCE_FOLDER
+    with tempfile.TemporaryDirectory() as scratch:
+        write_json(Path(scratch, "evidence.json"), bundle)
+        mlflow.log_artifacts(scratch, folder)
+    for name in ("report", "evaluation", "selection", "explanation", "splits", "plan"):
+        mlflow.log_artifacts(str(getattr(evidence, name)), f"{folder}/{name}")
+    mlflow.log_artifact(str(evidence.dataset / "dataset.json"), f"{folder}/dataset")
+    mlflow.log_artifact(str(evidence.masks / "masks.json"), f"{folder}/masks")
+
+
+def _tags(bundle: dict[str, Any]) -> dict[str, str]:
+    tags = {
+        "key": bundle["key"],
+        "run_id": bundle["run_id"],
+        "architecture": bundle["architecture"],
+        "profile": bundle["profile"],
+        "synthetic": bundle["synthetic"],
+        "pipeline_check": bundle["pipeline_check"],
+        "mark": bundle["mark"],
+        "data.name": bundle["data"]["name"],
+        "data.content_digest": bundle["data"]["content_digest"],
+        "data.dvc_revision": bundle["data"]["dvc_revision"],
+        "data.images": bundle["data"]["counts"]["images"],
+        "data.lesions": bundle["data"]["counts"]["lesions"],
+        "splits.digest": bundle["splits"]["digest"],
+        "plan.digest": bundle["plan_digest"],
+        "params.digest": bundle["params_digest"],
+        "pipeline.digest": bundle["pipeline_digest"],
+        "predictions.digest": bundle["predictions_digest"],
+        "model.weights_digest": bundle["model"]["weights_digest"],
+        "weights.origin": bundle["model"]["weights"]["origin"],
+        "weights.digest": bundle["model"]["weights"]["digest"],
+        "git.commit": bundle["git"]["commit"],
+        "git.dirty": bundle["git"]["dirty"],
+        "licence": bundle["licence"],
+        "intended_use": bundle["intended_use"],
+        "test.balanced_accuracy": bundle["test"]["overall"]["balanced_accuracy"]["estimate"],
+    }
+    return {registry.TAG + name: _text(value) for name, value in tags.items()}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "none" if value is None else str(value)
+
+
+def _metrics(facts: dict[str, Any]) -> dict[str, float]:
+    values = {}
+    for part in ("validation", "test"):
+        for name, interval in facts[part]["overall"].items():
+            for end in ("estimate", "low", "high"):
+                if interval[end] is not None:
+                    values[f"{part}_{name}" + ("" if end == "estimate" else f"_{end}")] = interval[end]
+    return values
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
+    return flat
+
+
+def _requirements(libraries: dict[str, str]) -> list[str]:
+    """What loading the model needs; nothing else, so that a server's image stays small."""
+    needed = ("mlflow", "tensorflow-cpu", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless")
+    return [f"{name}=={libraries[name]}" for name in needed if name in libraries]

@@ -1,0 +1,19 @@
+"""KFP component of the validate step."""
+
+from kfp import dsl
+
+from dermaflow.images import VALIDATE
+
+
+@dsl.component(base_image=VALIDATE, install_kfp_package=False)
+def validate(dataset: dsl.Input[dsl.Dataset], validate: str, code: str, report: dsl.Output[dsl.Artifact]) -> None:
+    """Check the dataset against its expectation suite; a blocking rule that fails stops the run."""
+    from pathlib import Path
+
+    from components.validate.core import validate as work
+    from dermaflow.params import ValidateParams
+    from dermaflow.progress import step
+
+    with step("validate"):
+        result = work(Path(dataset.path), ValidateParams.from_json(validate), Path(report.path))
+        report.metadata.update(success=result["success"], warnings=len(result["warnings"]))

@@ -1,0 +1,89 @@
+"""The other artifacts that pass between steps: their kinds, file names, columns, and readers.
+
+Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
+            (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
+Splits      splits.parquet (image_id, lesion_id, group_id, label, split), splits.json
+Plan        plan.parquet (image_id, lesion_id, label, weight, view, symmetry), plan.json: train rows only
+Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
+History     history.parquet (one row an epoch), history.json
+Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
+Selection   selection.json (candidate, by validation only)
+Explanation explanation.json (numbers), attributions.parquet, pictures
+Registration registration.json (model, version, run, tags)
+Decision    decision.json (outcome and gates)
+Notification notification.json (how the run ended)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dermaflow.artifacts import open_artifact, read_json
+from dermaflow.dataset import Dataset
+
+MASKS = "masks"
+SPLITS = "splits"
+PLAN = "plan"
+MODEL = "model"
+HISTORY = "history"
+EVALUATION = "evaluation"
+SELECTION = "selection"
+EXPLANATION = "explanation"
+REGISTRATION = "registration"
+DECISION = "decision"
+NOTIFICATION = "notification"
+VALIDATION_REPORT = "validation"
+
+SPLIT_NAMES = ("train", "validation", "test")
+LOGIT_PREFIX = "logit_"
+
+
+def read_table(path: Path, kind: str, name: str) -> pd.DataFrame:
+    """A Parquet table of a finished artifact; raises InputError when the artifact is missing or of another kind."""
+    open_artifact(path, kind)
+    return pd.read_parquet(path / name)
+
+
+def read_info(path: Path, kind: str) -> dict[str, Any]:
+    """The JSON description of a finished artifact, `<kind>.json`."""
+    open_artifact(path, kind)
+    info: dict[str, Any] = read_json(path / f"{kind}.json")
+    return info
+
+
+def read_splits(path: Path) -> pd.DataFrame:
+    """image_id, lesion_id, group_id, label, split: one row an image."""
+    return read_table(path, SPLITS, "splits.parquet")
+
+
+def read_plan(path: Path) -> pd.DataFrame:
+    """image_id, lesion_id, label, weight, view, symmetry: what the trainer may draw; train rows only."""
+    return read_table(path, PLAN, "plan.parquet")
+
+
+def read_predictions(path: Path) -> pd.DataFrame:
+    """image_id, lesion_id, split, label, logit_<class> ...: one row an image."""
+    return read_table(path, EVALUATION, "predictions.parquet")
+
+
+def logit_columns(classes: Sequence[str]) -> list[str]:
+    """Names of the logit columns, in class order."""
+    return [LOGIT_PREFIX + name for name in classes]
+
+
+def masks_of(masks: Path, dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
+    """Lesion masks of the given manifest rows of `dataset`, uint8 0/1 [k, size, size]."""
+    open_artifact(masks, MASKS)
+    shards = dataset.manifest["shard"].to_numpy()[rows]
+    places = dataset.manifest["row"].to_numpy()[rows]
+    out = np.empty((len(rows), dataset.image_size, dataset.image_size), np.uint8)
+    for shard in np.unique(shards):
+        here = np.flatnonzero(shards == shard)
+        out[here] = np.load(masks / f"mask-{shard:05d}.npy", mmap_mode="r")[places[here]]
+    return out

@@ -1,0 +1,143 @@
+"""The Dataset artifact: uint8 image shards, memory-mapped, and a manifest with one row an image.
+
+Files: `manifest.parquet`, `shard-00000.npy` ... (uint8 RGB [n, size, size, 3]), `truth-00000.npy` ... (expert masks as
+packed bits, uint8 [n, size, ceil(size / 8)], only where the source has masks), `rejects.parquet`, `neighbours.parquet`
+and `dataset.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dermaflow.artifacts import Artifact, open_artifact, read_json
+from dermaflow.errors import InputError
+
+Images = npt.NDArray[np.uint8]
+KIND = "dataset"
+SHARD_BYTES = 150_000_000  # a file that object stores and DVC move well, and that one worker holds in memory
+CLINICAL_COLUMNS = ("dx_type", "age", "sex", "localization")
+MANIFEST_COLUMNS = (
+    "image_id",
+    "lesion_id",
+    "label",
+    *CLINICAL_COLUMNS,
+    "source_uri",
+    "source_digest",
+    "pixel_digest",
+    "perceptual_hash",
+    "original_width",
+    "original_height",
+    "has_truth",
+    "shard",
+    "row",
+)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A finished Dataset artifact.
+
+    Attributes
+    ----------
+    artifact: folder and digests.
+    info: what `dataset.json` says.
+    """
+
+    artifact: Artifact
+    info: dict[str, Any]
+
+    @classmethod
+    def open(cls, path: Path) -> Dataset:
+        """Open a Dataset folder; raises InputError when it is not a finished one."""
+        artifact = open_artifact(path, KIND)
+        return cls(artifact=artifact, info=read_json(path / "dataset.json"))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class order: position k is the k-th logit."""
+        return tuple(self.info["class_order"])
+
+    @property
+    def image_size(self) -> int:
+        """Image side in pixels."""
+        return int(self.info["image_size"])
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether the images are drawn, not photographed."""
+        return bool(self.info["source"]["synthetic"])
+
+    @property
+    def content_digest(self) -> str:
+        """Digest of what the images and labels are, whatever the order in which they came."""
+        return str(self.info["content_digest"])
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """One row an image, in the order of the shards, with MANIFEST_COLUMNS."""
+        return pd.read_parquet(self.artifact.path / "manifest.parquet")
+
+    @cached_property
+    def rejects(self) -> pd.DataFrame:
+        """Images that were refused: uri, image_id, reason, detail."""
+        return pd.read_parquet(self.artifact.path / "rejects.parquet")
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """Class index of each manifest row, int64 [n]."""
+        index = {name: position for position, name in enumerate(self.classes)}
+        return np.asarray([index[label] for label in self.manifest["label"]], dtype=np.int64)
+
+    def rows_of(self, image_ids: pd.Series[str]) -> npt.NDArray[np.int64]:
+        """Manifest row numbers of image ids, int64 [k]; raises InputError for an id that is not in the manifest."""
+        positions = pd.Series(np.arange(len(self.manifest)), index=self.manifest["image_id"])
+        missing = image_ids[~image_ids.isin(positions.index)]
+        if len(missing):
+            raise InputError(
+                f"{self.artifact.path}: image {missing.iloc[0]} is not in this dataset; use artifacts of the same run"
+            )
+        return positions.loc[image_ids].to_numpy(dtype=np.int64)
+
+    def images(self, rows: npt.NDArray[np.int64]) -> Images:
+        """Copies of the images of the given manifest rows, uint8 RGB [k, size, size, 3], in the order of `rows`."""
+        out = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
+        for shard, here, at in self._by_shard(rows):
+            out[here] = self._shards[shard][at]
+        return out
+
+    def truth(self, rows: npt.NDArray[np.int64]) -> Images:
+        """Expert masks of the given rows, uint8 0/1 [k, size, size]; all zero where there is none (see `has_truth`)."""
+        out = np.zeros((len(rows), self.image_size, self.image_size), np.uint8)
+        for shard, here, at in self._by_shard(rows):
+            path = self.artifact.path / f"truth-{shard:05d}.npy"
+            if path.exists():
+                out[here] = np.unpackbits(np.load(path, mmap_mode="r")[at], axis=-1, count=self.image_size)
+        return out
+
+    @property
+    def shard_count(self) -> int:
+        """Number of shard files."""
+        return len(self._shards)
+
+    def shard_rows(self, shard: int) -> npt.NDArray[np.int64]:
+        """Manifest rows that lie in a shard, in its order, int64 [k]."""
+        return np.flatnonzero(self.manifest["shard"].to_numpy() == shard)
+
+    def _by_shard(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        shards = self.manifest["shard"].to_numpy()[rows]
+        places = self.manifest["row"].to_numpy()[rows]
+        for shard in np.unique(shards):
+            here = np.flatnonzero(shards == shard)
+            yield int(shard), here, places[here]
+
+    @cached_property
+    def _shards(self) -> list[Images]:
+        return [np.load(path, mmap_mode="r") for path in sorted(self.artifact.path.glob("shard-*.npy"))]

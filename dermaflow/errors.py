@@ -1,0 +1,22 @@
+"""The errors that a caller may handle: one class per kind, each with its exit code.
+
+Everything else is a programmer's error and keeps its traceback.
+"""
+
+
+class DermaflowError(Exception):
+    """Base of the errors that are told to a person in one message, without a traceback."""
+
+    exit_code = 1
+
+
+class InputError(DermaflowError):
+    """Something the user gave can not be used: says which file, field or value, what is allowed and what to do."""
+
+    exit_code = 2
+
+
+class GateError(DermaflowError):
+    """A check on data or results did not pass, so the run stops: says which rule, and where the details are."""
+
+    exit_code = 1

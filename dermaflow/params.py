@@ -1,0 +1,295 @@
+"""Every parameter of the pipeline: its type, its bounds and its meaning. Values live in params.yaml and params/*.yaml.
+
+All models are frozen and forbid unknown keys; an error names the key, its value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from dermaflow.architectures import ARCHITECTURES
+from dermaflow.classes import HAM10000_CLASSES
+from dermaflow.errors import InputError
+
+PARAMS_FILE = Path("params.yaml")
+OVERLAYS = Path("params")
+
+
+def _known_architecture(name: str) -> str:
+    if name not in ARCHITECTURES:
+        raise ValueError(f"allowed: {', '.join(ARCHITECTURES)}")
+    return name
+
+
+def _known_class(name: str) -> str:
+    if name not in HAM10000_CLASSES:
+        raise ValueError(f"allowed: {', '.join(HAM10000_CLASSES)}")
+    return name
+
+
+def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) != len(values):
+        raise ValueError("names must not repeat")
+    return values
+
+
+ArchitectureName = Annotated[str, AfterValidator(_known_architecture)]
+ClassName = Annotated[str, AfterValidator(_known_class)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """One section of params.yaml."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    def to_json(self) -> str:
+        """The section as one line of JSON, in a fixed order: what a pipeline step receives."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The section that `to_json` wrote."""
+        return cls.model_validate_json(text)
+
+
+class Subset(Section):
+    """Which lesions of the source to take, by whole lesions; null takes all."""
+
+    images_per_class: Annotated[int, Field(ge=1)]
+    keep_all: tuple[ClassName, ...] = ()
+    seed: int = 20240101
+
+
+class DataParams(Section):
+    source: Annotated[str, Field(min_length=1)]
+    image_size: Annotated[int, Field(ge=32, le=1024)]
+    resize: Literal["stretch"]
+    subset: Subset | None
+    max_reject_share: Share
+    max_pixels: Annotated[int, Field(ge=1024)]
+    licence: Annotated[str, Field(min_length=1)]
+
+
+class ValidateParams(Section):
+    min_lesions_per_class: Annotated[int, Field(ge=1)]
+    max_unknown_share: Share
+
+
+class SegmentParams(Section):
+    working_size: Annotated[int, Field(ge=32, le=512)]
+    min_area_share: Share
+    max_area_share: Share
+    min_dice: Share
+
+    @model_validator(mode="after")
+    def _ordered(self) -> SegmentParams:
+        if self.min_area_share >= self.max_area_share:
+            raise ValueError("min_area_share must be below max_area_share")
+        return self
+
+
+class SplitParams(Section):
+    strategy: Literal["lesion", "random"]
+    train: Annotated[float, Field(gt=0, lt=1)]
+    validation: Annotated[float, Field(gt=0, lt=1)]
+    test: Annotated[float, Field(gt=0, lt=1)]
+    seed: int
+
+    @model_validator(mode="after")
+    def _whole(self) -> SplitParams:
+        if abs(self.train + self.validation + self.test - 1) > 1e-9:
+            raise ValueError("train, validation and test must add up to 1")
+        return self
+
+
+class AugmentParams(Section):
+    balance: Literal["none", "sampler", "target_per_class"]
+    flips: bool
+    right_angle_turns: bool
+    brightness: Annotated[float, Field(ge=0, le=0.5)]
+    hue: Annotated[float, Field(ge=0, le=0.1)]
+    feature_views: Annotated[int, Field(ge=1, le=8)]
+    seed: int
+
+
+class MixupParams(Section):
+    alpha: Annotated[float, Field(ge=0, le=8)]
+    space: Literal["pixels", "features"]
+
+
+class TrainParams(Section):
+    architectures: Annotated[tuple[ArchitectureName, ...], Field(min_length=1), AfterValidator(_unique)]
+    weights: dict[ArchitectureName, Annotated[str, Field(min_length=1)]]
+    epochs: Annotated[int, Field(ge=1, le=1000)]
+    head_epochs: Annotated[int, Field(ge=1, le=1000)]
+    batch_size: Annotated[int, Field(ge=1, le=4096)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    dropout: dict[ArchitectureName, Annotated[float, Field(ge=0, lt=1)]]
+    masks: Literal["none", "crop", "channel", "background_off"]
+    seed: int
+
+    @model_validator(mode="after")
+    def _weights_fit(self) -> TrainParams:
+        for name, value in self.weights.items():
+            if value != "none" and not ARCHITECTURES[name].pretrained:
+                raise ValueError(f"weights.{name} is {value!r}, but {name} has no published weights; allowed: none")
+        return self
+
+    def weights_of(self, architecture: str) -> str:
+        """Where an architecture's initial weights come from: "none" or a file."""
+        return self.weights.get(architecture, "none")
+
+    def dropout_of(self, architecture: str) -> float:
+        """The dropout rate before an architecture's head."""
+        return self.dropout.get(architecture, ARCHITECTURES[architecture].dropout)
+
+
+class EvaluateParams(Section):
+    bootstrap: Annotated[int, Field(ge=100, le=100_000)]
+    seed: int
+
+
+class ExplainParams(Section):
+    images: Annotated[int, Field(ge=1, le=500)]
+    background: Annotated[int, Field(ge=1, le=64)]
+    seed: int
+
+
+class RegisterParams(Section):
+    tracking_uri: Annotated[str, Field(min_length=1)]
+    experiment: Annotated[str, Field(min_length=1)]
+    intended_use: Annotated[str, Field(min_length=1)]
+
+
+class PromoteParams(Section):
+    mode: Literal["disabled", "dry_run", "enabled"]
+    policy: Annotated[str, Field(min_length=1)]
+
+
+class Params(Section):
+    """All sections of params.yaml; `profile` names the overlay that was laid over it."""
+
+    profile: str
+    data: DataParams
+    validate_: ValidateParams = Field(alias="validate")
+    segment: SegmentParams
+    split: SplitParams
+    augment: AugmentParams
+    mixup: MixupParams
+    train: TrainParams
+    evaluate: EvaluateParams
+    explain: ExplainParams
+    register_: RegisterParams = Field(alias="register")
+    promote: PromoteParams
+
+
+def profile_names(root: Path = Path()) -> tuple[str, ...]:
+    """The profiles that exist: `default` (params.yaml as it is) and one for each file in params/."""
+    return ("default", *sorted(path.stem for path in (root / OVERLAYS).glob("*.yaml")))
+
+
+def load_params(profile: str = "default", overrides: Sequence[str] = (), root: Path = Path()) -> Params:
+    """Read params.yaml, lay the profile over it, then each `key.key=value` of `overrides` (values are YAML).
+
+    Raises
+    ------
+    InputError
+        naming the key, its value, where it was set and what is allowed.
+    """
+    if profile not in profile_names(root):
+        raise InputError(f"unknown profile {profile!r}; allowed: {', '.join(profile_names(root))}")
+    values = _read_yaml(root / PARAMS_FILE)
+    origins = dict.fromkeys(_leaves(values), str(PARAMS_FILE))
+    layers = [] if profile == "default" else [(OVERLAYS / f"{profile}.yaml", _read_yaml(root / OVERLAYS / f"{profile}.yaml"))]
+    for name, layer in [*layers, *((f"--set {text}", _parse_override(text)) for text in overrides)]:
+        values = _laid_over(values, layer)
+        origins.update(dict.fromkeys(_leaves(layer), str(name)))
+    try:
+        return Params.model_validate_json(json.dumps({**values, "profile": profile}))
+    except ValidationError as error:
+        raise InputError(_explain(error, origins)) from error
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        value = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} not found; run dermaflow in the project's root folder") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} must be a mapping of sections; see params.yaml in the repository")
+    return value
+
+
+def _parse_override(text: str) -> dict[str, Any]:
+    key, equals, raw = text.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"--set {text}: expected KEY=VALUE with a dotted key, such as train.epochs=3")
+    try:
+        value: Any = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise InputError(f"--set {text}: the value is not valid YAML") from error
+    for part in reversed(key.split(".")):
+        value = {part: value}
+    return dict(value)
+
+
+def _laid_over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _laid_over(merged[key], value) if both else value
+    return merged
+
+
+def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+    leaves = []
+    for key, value in values.items():
+        leaves.append(f"{prefix}{key}")
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+    return leaves
+
+
+def _explain(error: ValidationError, origins: dict[str, str]) -> str:
+    """One line for each fault: the key, its value, where it was set, what is allowed."""
+    lines = []
+    for fault in error.errors():
+        parts = [str(part) for part in fault["loc"] if part != "[key]"]
+        key = ".".join(parts)
+        origin = next((origins[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in origins), "")
+        where = f" ({origin})" if origin else ""
+        if fault["type"] == "extra_forbidden":
+            known = _known_keys(parts[:-1])
+            close = difflib.get_close_matches(parts[-1], known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            lines.append(f"unknown parameter {key}{where}; {hint}known here: {', '.join(known)}")
+        elif fault["type"] == "missing":
+            lines.append(f"parameter {key} is missing; add it to {PARAMS_FILE}")
+        else:
+            allowed = fault["msg"].removeprefix("Value error, ")
+            value = "" if isinstance(fault["input"], dict) else f" is {fault['input']!r}"
+            lines.append(f"parameter {key}{value}{where}: {allowed[0].lower()}{allowed[1:]}")
+    return "\n".join(lines)
+
+
+def _known_keys(path: Sequence[str]) -> list[str]:
+    model: Any = Params
+    for part in path:
+        fields = {(field.alias or name): field.annotation for name, field in model.model_fields.items()}
+        model = fields.get(part)
+        model = next(
+            (arg for arg in getattr(model, "__args__", ()) if isinstance(arg, type) and issubclass(arg, Section)), model
+        )
+        if not (isinstance(model, type) and issubclass(model, Section)):
+            return []
+    return sorted((field.alias or name) for name, field in model.model_fields.items() if name != "profile")

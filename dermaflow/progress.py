@@ -1,0 +1,58 @@
+"""How a step tells its progress and its errors: lines on stderr that a person can read and the runner can parse."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from dermaflow.errors import DermaflowError
+
+MARK = "::dermaflow "
+_SECONDS_BETWEEN_LINES = 1.0
+_last_told = {"at": 0.0}
+
+
+def tell(event: str, **values: Any) -> None:
+    """Write one structured line: `::dermaflow {"event": ..., ...}`."""
+    print(MARK + json.dumps({"event": event, **values}), file=sys.stderr, flush=True)
+
+
+def progress(text: str, done: int, total: int) -> None:
+    """Report that `done` of `total` are finished; at most one line a second, except for the last."""
+    now = time.monotonic()
+    if done >= total or now - _last_told["at"] >= _SECONDS_BETWEEN_LINES:
+        _last_told["at"] = now
+        tell("progress", text=text, done=done, total=total)
+
+
+def parse(line: str) -> dict[str, Any] | None:
+    """The event in a log line, or None when it is ordinary output."""
+    start = line.find(MARK)
+    if start < 0:
+        return None
+    try:
+        event: dict[str, Any] = json.loads(line[start + len(MARK) :])
+    except json.JSONDecodeError:
+        return None
+    return event
+
+
+@contextmanager
+def step(name: str) -> Iterator[None]:
+    """Around a step's work: an error meant for people ends the process with one message and its exit code.
+
+    A programmer's error passes through with its traceback.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
+    try:
+        yield
+    except DermaflowError as error:
+        tell("error", step=name, kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        print(f"error: {name}: {error}", file=sys.stderr, flush=True)
+        raise SystemExit(error.exit_code) from None

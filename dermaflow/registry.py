@@ -1,0 +1,120 @@
+"""The model registry: MLflow with two models, one that the pipeline writes and one that promotion copies into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dermaflow.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+
+CANDIDATE_MODEL = "dermaflow-candidate"
+PRODUCTION_MODEL = "dermaflow"
+CHALLENGER = "challenger"
+CHAMPION = "champion"
+TAG = "dermaflow."  # prefix of our tags
+EVIDENCE_FOLDER = "evidence"
+SQLITE = "sqlite:///"
+
+
+def connect(tracking_uri: str) -> MlflowClient:
+    """A client of the registry at `tracking_uri`; a SQLite file is made where there is none.
+
+    Raises
+    ------
+    InputError
+        when the place can not be reached or written.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if tracking_uri.startswith(SQLITE):
+        _make_folder(Path(tracking_uri.removeprefix(SQLITE)).parent, tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    try:
+        client.search_registered_models(max_results=1)
+    except MlflowException as error:
+        raise InputError(f"register.tracking_uri: {tracking_uri} does not answer: {_first_line(error)}") from error
+    return client
+
+
+def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    """The experiment of this name, made where there is none; beside a SQLite file artifacts lie in `mlartifacts/`."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    location = None
+    if tracking_uri.startswith(SQLITE):
+        location = (Path(tracking_uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts").as_uri()
+    return str(client.create_experiment(name, artifact_location=location))
+
+
+def ensure_model(client: MlflowClient, name: str, description: str) -> None:
+    """Make a registered model where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_registered_model(name)
+    except MlflowException:
+        client.create_registered_model(name, description=description)
+
+
+def version_of(client: MlflowClient, model: str, alias: str) -> ModelVersion | None:
+    """The version that an alias points to, or None."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return client.get_model_version_by_alias(model, alias)
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):  # no such model | no such alias
+            return None
+        raise
+
+
+def find_version(client: MlflowClient, model: str, tag: str, value: str) -> ModelVersion | None:
+    """The newest version of a model that carries a tag with this value, or None."""
+    found = client.search_model_versions(f"name = '{model}' and tags.`{tag}` = '{value}'")
+    return max(found, key=lambda version: int(version.version), default=None)
+
+
+def list_versions(client: MlflowClient) -> list[dict[str, Any]]:
+    """Every version of both models, newest first: name, version, aliases, run_id, created (ms), tags."""
+    rows = []
+    for name in (PRODUCTION_MODEL, CANDIDATE_MODEL):
+        found = client.search_model_versions(f"name = '{name}'")
+        if not found:
+            continue
+        aliases: dict[str, list[str]] = {}
+        for alias, version in client.get_registered_model(name).aliases.items():  # search returns versions without theirs
+            aliases.setdefault(str(version), []).append(alias)
+        rows += [
+            {
+                "name": name,
+                "version": int(version.version),
+                "aliases": sorted(aliases.get(str(version.version), [])),
+                "run_id": version.run_id,
+                "created_ms": version.creation_timestamp,
+                "tags": dict(version.tags),
+            }
+            for version in sorted(found, key=lambda version: -int(version.version))
+        ]
+    return rows
+
+
+def _make_folder(folder: Path, uri: str) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / ".dermaflow-write-test"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"register.tracking_uri: can not write to {folder} ({uri}): {error.strerror}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

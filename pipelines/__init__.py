@@ -1,0 +1,1 @@
+"""The top floor: the pipeline, where it runs, and the dermaflow command."""

@@ -1,0 +1,211 @@
+"""The `dermaflow` command.
+
+Exit codes: 0 in order; 1 a check or gate did not pass, or a step failed; 2 the request can not be carried out as given
+(the message says which file, field or value, and what to do); 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dermaflow.errors import DermaflowError
+from dermaflow.params import Params, load_params
+from pipelines import show
+
+app = typer.Typer(
+    name="dermaflow",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Retrain, judge, explain, register and promote skin-lesion classifiers. Research software, not a medical device.",
+    epilog="Exit codes: 0 in order; 1 a check, gate or step failed; 2 bad input, nothing was changed; 130 interrupted.",
+)
+data_app = typer.Typer(no_args_is_help=True, help="Get data: draw synthetic lesions.")
+app.add_typer(data_app, name="data")
+
+Profile = Annotated[
+    str,
+    typer.Option(
+        "--profile", "-p", help="Parameter set: default (params.yaml as it is) or an overlay in params/: phantom, quick, paper."
+    ),
+]
+Sets = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one parameter, e.g. train.epochs=3. Repeatable."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+
+
+@app.command()
+def run(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
+    """Run the whole pipeline: from images to a registered, explained, promoted-or-refused model.
+
+    Steps whose inputs and code did not change are answered from the cache. An interrupted run goes on where it stopped
+    when it is started again.
+    """
+    from pipelines import local, preflight, results
+    from pipelines.report import write_report
+
+    params = load_params(profile, overrides or ())
+    preflight.require(params)
+    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    request = {
+        "params": json.loads(params.model_dump_json(by_alias=True)),
+        "arguments": preflight.arguments(params),
+        "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    with show.RunDisplay(run_id) as display:
+        failure = local.run(run_id, request, display.on_event)
+    folder = results.run_folder(run_id)
+    results.mark_latest(folder)
+    summary = results.summarise(folder)
+    if failure:
+        summary["error"] = {"step": failure.step, "message": failure.message}
+    write_report(folder)
+    if as_json:
+        show.print_json(summary)
+    elif not failure:
+        show.run_summary(summary)
+    if failure:
+        show.error(f"{failure.step}: {failure.message}\nlog: {summary['paths']['log']}")
+        raise typer.Exit(failure.exit_code)
+
+
+@app.command()
+def check(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
+    """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs."""
+    from pipelines import graph, preflight
+
+    params = load_params(profile, overrides or ())
+    checks = preflight.run_checks(params)
+    tasks = graph.tasks(params)
+    ok = all(item.ok for item in checks)
+    if as_json:
+        show.print_json({"ok": ok, "profile": profile, "checks": [vars(item) for item in checks], "tasks": tasks})
+    else:
+        show.checks(checks, tasks)
+    if not ok:
+        raise typer.Exit(2)
+
+
+@app.command()
+def compile(  # noqa: A001 - the verb that KFP users know
+    output: Annotated[Path, typer.Option("--output", "-o", help="Where to write the IR YAML.")] = Path("dermaflow.yaml"),
+    profile: Profile = "default",
+    overrides: Sets = None,
+) -> None:
+    """Compile the pipeline to KFP's IR YAML; its parameters default to the profile's values."""
+    from pipelines import graph
+
+    graph.compile_to(output, load_params(profile, overrides or ()))
+    typer.echo(f"{output}: {output.stat().st_size / 1024:.0f} KiB", err=True)
+
+
+@data_app.command()
+def phantom(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make, in HAM10000's layout.")],
+    images: Annotated[int, typer.Option(min=1, help="How many images.")] = 420,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+) -> None:
+    """Draw synthetic dermoscopic images with expert-style masks; labelled synthetic wherever they go."""
+    from dermaflow.phantom import draw_phantoms
+
+    with show.Bar(f"drawing {images} phantoms") as bar:
+        draw_phantoms(directory, images=images, seed=seed, progress=bar.update)
+    typer.echo(f"{directory}: {images} synthetic images, seed {seed}", err=True)
+
+
+@app.command()
+def validate(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A source of images, or a Dataset artifact.")],
+    suite: Annotated[str, typer.Option(help="Expectation suite in components/validate/suites.")] = "manifest",
+    out: Annotated[Path, typer.Option(help="Where to write the report and the Data Docs.")] = Path("validation"),
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Check data against an expectation suite, for CI: exit 0 it passes, 1 a blocking rule fails, 2 it can not be run."""
+    from components.validate.core import check as check_data
+    from pipelines.judging import open_data
+
+    params = load_params(profile, overrides or ())
+    with open_data(data, params.data) as dataset:
+        report = check_data(dataset, params.validate_, out, suite)
+    if as_json:
+        show.print_json({**report, "data_docs": str(out / "data_docs" / "index.html")})
+    else:
+        show.validation(report, out)
+    if not report["success"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A Model artifact's folder, or NAME@ALIAS or NAME/VERSION of the registry.")
+    ],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="A source of labelled images, or a Dataset artifact.")],
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a saved or registered model on any labelled images, with 95 % intervals over lesions."""
+    from pipelines.judging import judge
+
+    params = load_params(profile, overrides or ())
+    with show.Bar("judging"):
+        result = judge(model, data, params)
+    if as_json:
+        show.print_json(result)
+    else:
+        show.evaluation(result)
+
+
+@app.command()
+def models(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
+    """List the registered versions of both models, with their aliases."""
+    from dermaflow import registry
+
+    params: Params = load_params(profile, overrides or ())
+    versions = registry.list_versions(registry.connect(params.register_.tracking_uri))
+    if as_json:
+        show.print_json(versions)
+    else:
+        show.versions(versions, params.register_.tracking_uri)
+
+
+@app.command()
+def report(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or latest.")] = "latest") -> None:
+    """Rebuild a run's report from its artifacts."""
+    from pipelines import results
+    from pipelines.report import write_report
+
+    typer.echo(write_report(results.run_folder(run_id)))
+
+
+def main() -> None:
+    """Entry point: an error meant for people is one message and its exit code."""
+    try:
+        result: Any = app(standalone_mode=False)
+    except DermaflowError as error:
+        show.error(str(error))
+        sys.exit(error.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        show.error("interrupted; start the same command again to go on")
+        sys.exit(130)
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "format_message"):  # click's usage errors
+            show.error(f"{error.format_message()} (see: dermaflow --help)")
+            sys.exit(2)
+        raise
+    sys.exit(result if isinstance(result, int) else 0)

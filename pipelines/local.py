@@ -1,0 +1,175 @@
+"""Running the pipeline in local processes: kfp.local's SubprocessRunner, with what it lacks.
+
+Written for kfp 2.17.0. It has no hooks, so `_watch` wraps two of its functions (a test holds the version): the run id
+is ours, each task reports its start, end, time and whether the cache answered, a cached artifact counts only when it is
+whole, and every task's outputs are found under runs/<run_id>/<step>, wherever kfp put them.
+
+`run` (in the command's process) starts `python -m pipelines.local FOLDER` (the worker), writes its output to the log
+and turns what it reports into events.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermaflow import places
+from dermaflow.artifacts import ARTIFACT_FILE, read_json, write_json
+from dermaflow.progress import parse, tell
+
+REQUEST = "request.json"
+TASKS = "tasks.json"
+LOG = "run.log"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_ERROR_LINE = re.compile(r"^(?:[a-z_]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Iteration)\b")
+_ITERATION = re.compile(r"-iteration-(\d+)$")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a run failed: the step, its message, and the exit code for the command."""
+
+    step: str
+    message: str
+    exit_code: int
+
+
+def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]], None]) -> Failure | None:
+    """Run the pipeline for a request and wait for its end.
+
+    Parameters
+    ----------
+    request: `params` (JSON of Params) and `arguments` (of the pipeline).
+    on_event: called with each event that the worker and its steps report.
+
+    Returns
+    -------
+    None when the run succeeded.
+    """
+    folder = places.RUNS / run_id
+    write_json(folder / REQUEST, request)
+    command = [sys.executable, "-u", "-m", "pipelines.local", str(folder)]
+    failures: list[Failure] = []
+    recent: list[str] = []
+    with (
+        (folder / LOG).open("w") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1
+        ) as worker,
+    ):
+        try:
+            for line in worker.stdout or ():
+                log.write(_COLOURS.sub("", line))
+                log.flush()
+                event = parse(line)
+                if event is None:
+                    recent = [*recent[-400:], line.strip()]
+                    continue
+                if event["event"] == "error":
+                    failures.append(Failure(event["step"], event["message"], event["exit_code"]))
+                if event["event"] == "task_finished" and event["state"] != "SUCCEEDED":
+                    failures.append(Failure(event["task"], _last_error(recent), 1))
+                on_event(event)
+        except BaseException:
+            worker.send_signal(signal.SIGTERM)
+            raise
+    if worker.returncode == 0:
+        return None
+    return failures[0] if failures else Failure("pipeline", _last_error(recent), 1)
+
+
+def _last_error(lines: list[str]) -> str:
+    found = [line for line in lines if _ERROR_LINE.match(line)]
+    return found[-1] if found else "it ended without an error message"
+
+
+def work(folder: Path) -> int:
+    """The worker: run the pipeline that the folder's request asks for; returns the exit code."""
+    from kfp import local
+
+    from pipelines.training import training_pipeline
+
+    request = read_json(folder / REQUEST)
+    watch = _Watch(folder, request["arguments"]["architectures"])
+    watch.install()
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(places.RUNS),
+        raise_on_error=False,
+        enable_caching=True,
+        cache_root=str(places.cache() / "steps"),
+    )
+    training_pipeline(request["arguments"], parallelism=1)()
+    return 0 if watch.succeeded else 1
+
+
+class _Watch:
+    """Wraps kfp.local's task execution for one run; keeps what it saw in runs/<run_id>/tasks.json."""
+
+    def __init__(self, folder: Path, architectures: list[str]) -> None:
+        self.folder = folder
+        self.architectures = architectures
+        self.tasks: list[dict[str, Any]] = []
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every task that ran did so, down to the last one, which tells the outcome."""
+        return bool(self.tasks) and all(task["state"] == "SUCCEEDED" for task in self.tasks)
+
+    def install(self) -> None:
+        """Put the wrappers in place."""
+        from kfp.local import cache, executor_input_utils
+        from kfp.local.orchestrator import task_executor
+
+        class WholeArtifactsCache(cache.LocalCache):  # type: ignore[misc]
+            def get(self, key: str) -> Any:
+                outputs = super().get(key)
+                whole = outputs is not None and all(Path(item.uri, ARTIFACT_FILE).exists() for item in outputs.values())
+                return outputs if whole else None
+
+        cache.LocalCache = WholeArtifactsCache
+        executor_input_utils.get_local_pipeline_resource_name = lambda _: self.folder.name
+        original = task_executor.execute_single_task
+        task_executor.execute_single_task = lambda **given: self._execute(original, given)
+
+    def _execute(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
+        label = self._label(given["task_name"], given["pipeline_resource_name"])
+        tell("task_started", task=label)
+        started = time.monotonic()
+        outputs, status = original(**given)
+        uris = {name: item.uri for name, item in outputs.items()}
+        task = {
+            "task": label,
+            "state": "SUCCEEDED" if status.name == "SUCCESS" else "FAILED",
+            "seconds": round(time.monotonic() - started, 2),
+            "cached": any(self.folder.name not in Path(uri).parts for uri in uris.values()),
+        }
+        self._link(label, uris)
+        self.tasks.append(task)
+        write_json(self.folder / TASKS, self.tasks)
+        tell("task_finished", **task)
+        return outputs, status
+
+    def _label(self, task: str, resource: str) -> str:
+        iteration = _ITERATION.search(resource)
+        return f"{task}-{self.architectures[int(iteration[1])]}" if iteration else task
+
+    def _link(self, label: str, uris: dict[str, str]) -> None:
+        """Make runs/<run_id>/<label> lead to the outputs: kfp puts those of loops and of cached tasks elsewhere."""
+        place = self.folder.absolute() / label
+        for uri in uris.values():
+            outputs = Path(uri).parent
+            if outputs != place and not place.exists():
+                place.symlink_to(os.path.relpath(outputs, place.parent))
+
+
+if __name__ == "__main__":
+    sys.exit(work(Path(sys.argv[1])))

@@ -1,0 +1,173 @@
+"""What can be known before any work is done: every fault of a request is found here, and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dermaflow import places
+from dermaflow.architectures import ARCHITECTURES
+from dermaflow.artifacts import file_digest
+from dermaflow.errors import InputError
+from dermaflow.lineage import git_state
+from dermaflow.params import Params, TrainParams
+from dermaflow.policy import parse_policy
+from dermaflow.registry import SQLITE
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at: its name, whether it is in order, and what was seen or what to do."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def run_checks(params: Params) -> list[Check]:
+    """Look at everything that a run needs; never raises for a fault of the request."""
+    looks: list[tuple[str, Callable[[Params], str]]] = [
+        ("data", _look_at_source),
+        ("weights", _look_at_weights),
+        ("architectures", _look_at_architectures),
+        ("augmentation", _look_at_augmentation),
+        ("policy", _look_at_policy),
+        ("places", _look_at_places),
+    ]
+    return [_checked(name, look, params) for name, look in looks]
+
+
+def require(params: Params) -> None:
+    """Raise InputError with every fault that `run_checks` finds."""
+    faults = [check.detail for check in run_checks(params) if not check.ok]
+    if faults:
+        raise InputError("\n".join(faults))
+
+
+def arguments(params: Params) -> dict[str, Any]:
+    """The pipeline's parameters: each section as JSON, and the digests that its caching follows."""
+    from components.ingest.source import source_digest
+    from pipelines.code import pipeline_digest
+
+    return {
+        **default_arguments(params),
+        "source_digest": source_digest(Path(params.data.source)),
+        "weights_digest": json.dumps(_weights_digests(params.train)),
+        "pipeline_digest": pipeline_digest(),
+        "commit": json.dumps(git_state()),
+    }
+
+
+def default_arguments(params: Params) -> dict[str, Any]:
+    """The pipeline's parameters as far as they follow from params.yaml alone: what a compiled pipeline carries."""
+    same_for_all = params.train.model_copy(
+        update={"architectures": tuple(ARCHITECTURES)}
+    )  # so that naming one more retrains none
+    return {
+        "data": params.data.to_json(),
+        "validate": params.validate_.to_json(),
+        "segment": params.segment.to_json(),
+        "split": params.split.to_json(),
+        "augment": params.augment.to_json(),
+        "mixup": params.mixup.to_json(),
+        "train": same_for_all.to_json(),
+        "architectures": list(params.train.architectures),
+        "evaluate": params.evaluate.to_json(),
+        "explain": params.explain.to_json(),
+        "register": params.register_.to_json(),
+        "promote": params.promote.to_json(),
+        "policy": Path(params.promote.policy).read_text(),
+        "params": params.model_dump_json(by_alias=True),
+        "profile": params.profile,
+        "source_digest": "",
+        "weights_digest": "",
+        "pipeline_digest": "",
+        "commit": json.dumps({"commit": None, "dirty": None}),
+    }
+
+
+def _checked(name: str, look: Callable[[Params], str], params: Params) -> Check:
+    try:
+        return Check(name, ok=True, detail=look(params))
+    except InputError as error:
+        return Check(name, ok=False, detail=str(error))
+
+
+def _look_at_source(params: Params) -> str:
+    from components.ingest.source import open_source
+
+    source = open_source(params.data)
+    kind = "synthetic" if source.description["synthetic"] else "photographed"
+    return f"{params.data.source}: {len(source.metadata)} {kind} images of {source.metadata['lesion_id'].nunique()} lesions"
+
+
+def _look_at_weights(params: Params) -> str:
+    told = []
+    for name in params.train.architectures:
+        weights = params.train.weights_of(name)
+        if weights != "none" and not Path(weights).is_file():
+            raise InputError(
+                f"train.weights.{name}: {weights} is not a file; give the 'notop' .h5 file of keras.applications, or none"
+            )
+        told.append(f"{name} {weights if ARCHITECTURES[name].pretrained else 'trained whole'}")
+    return ", ".join(told)
+
+
+def _look_at_architectures(params: Params) -> str:
+    for name in params.train.architectures:
+        if params.data.image_size < ARCHITECTURES[name].minimum_size:
+            raise InputError(
+                f"data.image_size is {params.data.image_size}; {name} needs at least "
+                f"{ARCHITECTURES[name].minimum_size} pixels a side"
+            )
+    return f"{', '.join(params.train.architectures)} at {params.data.image_size} pixels"
+
+
+def _look_at_augmentation(params: Params) -> str:
+    if params.augment.balance == "target_per_class":
+        raise InputError(
+            "augment.balance=target_per_class (the paper profile's eight balanced classes) is not built yet; "
+            "use augment.balance=sampler or none, or another profile"
+        )
+    whole = [name for name in params.train.architectures if not ARCHITECTURES[name].pretrained]
+    if params.mixup.space == "features" and whole:
+        raise InputError(
+            f"mixup.space=features needs a frozen backbone, but {', '.join(whole)} is trained whole; use mixup.space=pixels"
+        )
+    return f"balance {params.augment.balance}, MixUp alpha {params.mixup.alpha:g} on {params.mixup.space}"
+
+
+def _look_at_policy(params: Params) -> str:
+    path = Path(params.promote.policy)
+    if not path.is_file():
+        raise InputError(f"promote.policy: {path} is not a file; the repository's is mlflow/policy.yaml")
+    parse_policy(path.read_text(), str(path))
+    return f"{path}, mode {params.promote.mode}"
+
+
+def _look_at_places(params: Params) -> str:
+    uri = params.register_.tracking_uri
+    folders = [places.RUNS, places.home()]
+    folders += [Path(uri.removeprefix(SQLITE)).parent] if uri.startswith(SQLITE) else []
+    for folder in folders:
+        _require_writable(folder)
+    return f"runs in {places.RUNS}/, registry {uri}"
+
+
+def _require_writable(folder: Path) -> None:
+    """Whether the folder, or the nearest one above that exists, can be written; makes nothing."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(
+            f"can not write to {folder}: {existing} is {'read-only' if existing.is_dir() else 'not a folder'}; "
+            "choose another place"
+        )
+
+
+def _weights_digests(train: TrainParams) -> dict[str, str]:
+    files = {name: train.weights_of(name) for name in train.architectures}
+    return {name: "none" if path == "none" else file_digest(Path(path)) for name, path in sorted(files.items())}

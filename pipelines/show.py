@@ -1,0 +1,246 @@
+"""What the command shows to a person: tables and progress. Progress goes to stderr, results to stdout."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+out = Console(soft_wrap=True, highlight=False)
+err = Console(stderr=True, soft_wrap=True, highlight=False)
+_SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
+NOT_A_RESULT = "pipeline check, not a result"
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def error(message: str) -> None:
+    """An error for a person, on stderr."""
+    err.print(f"[bold red]error:[/] {escape(message)}")
+
+
+class Bar:
+    """A progress bar with the time left; without a terminal, a line now and then."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._told = time.monotonic()
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=err,
+            transient=True,
+            disable=not err.is_terminal,
+        )
+        self._task = self._progress.add_task(text, total=None)
+
+    def __enter__(self) -> Self:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, done: int, total: int, text: str | None = None) -> None:
+        """Show that `done` of `total` are finished."""
+        self._progress.update(self._task, completed=done, total=total, description=escape(text or self._text))
+        if not err.is_terminal and time.monotonic() - self._told >= _SECONDS_BETWEEN_LINES:
+            self._told = time.monotonic()
+            err.print(f"  {escape(text or self._text)}: {done}/{total}")
+
+    def clear(self, text: str) -> None:
+        """Go back to an unknown amount of work."""
+        self._progress.reset(self._task, total=None, description=escape(text))
+
+
+class RunDisplay:
+    """A run's events as lines, one a step, with a bar below for the step at work."""
+
+    def __init__(self, run_id: str) -> None:
+        self._run_id = run_id
+        self._bar = Bar("starting")
+
+    def __enter__(self) -> Self:
+        err.print(f"run [bold]{self._run_id}[/]")
+        self._bar.__enter__()
+        return self
+
+    def __exit__(self, *arguments: object) -> None:
+        self._bar.__exit__(*arguments)
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Show one event of pipelines.local."""
+        if event["event"] == "task_started":
+            self._bar.clear(event["task"])
+        elif event["event"] == "progress":
+            self._bar.update(event["done"], event["total"], event["text"])
+        elif event["event"] == "task_finished":
+            mark = (
+                "[red]failed[/]"
+                if event["state"] != "SUCCEEDED"
+                else "[dim]cached[/]"
+                if event["cached"]
+                else "[green]done[/]  "
+            )
+            err.print(f"  {mark} {event['task']:<20} {event['seconds']:7.1f} s")
+
+
+def run_summary(summary: dict[str, Any]) -> None:
+    """The end of `dermaflow run`: models, segmentation, registered version, gates, and where things are."""
+    table = Table(title="Models" + (" (synthetic images)" if summary["synthetic"] else ""), title_justify="left")
+    for name in ("architecture", "validation balanced accuracy", "test balanced accuracy", "parameters", "seconds", ""):
+        table.add_column(name, justify="left" if name in ("architecture", "") else "right")
+    for entry in summary["architectures"]:
+        table.add_row(
+            entry["name"],
+            _interval(entry["validation"]["balanced_accuracy"]),
+            _interval(entry["test"]["balanced_accuracy"]),
+            f"{entry['parameters']:,}",
+            f"{entry['train_seconds']:.0f}" if entry["train_seconds"] is not None else "",
+            NOT_A_RESULT if entry["pipeline_check"] else "",
+        )
+    out.print(table)
+    masks = summary["segmentation"]
+    if masks and masks["mean_dice"] is not None:
+        out.print(
+            f"Segmentation: mean Dice {masks['mean_dice']:.3f} against expert masks "
+            f"({masks['mean_dice_over_classes']:.3f} averaged over classes), fallback {masks['fallback_share']:.1%}"
+        )
+    candidate = summary["candidate"]
+    out.print(
+        f"Registered: {candidate['name']} version {candidate['version']} ({candidate['architecture']}), "
+        f"alias {candidate['alias']}"
+    )
+    _gates(summary)
+    paths = summary["paths"]
+    out.print(f"Report:   {_near(paths['report'])}")
+    out.print(f"Registry: {paths['tracking_uri']}  (open it: .venv/bin/mlflow ui --backend-store-uri {paths['tracking_uri']})")
+
+
+def _gates(summary: dict[str, Any]) -> None:
+    champion = summary["champion"]
+    failed = [gate for gate in summary["gates"] if gate["verdict"] == "fail"]
+    said = {
+        "promoted": "promoted",
+        "already_champion": "it is the champion already",
+        "disabled": "promotion is disabled",
+        "would_promote": "every gate passed; promote.mode is dry_run, so nothing was moved",
+        "refused": f"refused by {', '.join(gate['name'] for gate in failed)}",
+    }[summary["outcome"]]
+    now = f"{champion['name']} version {champion['version']}" if champion else "none"
+    out.print(f"Champion: {now}. Decision on the challenger: [bold]{said}[/]")
+    table = Table("gate", "verdict", "estimate", "threshold", "why")
+    for gate in summary["gates"]:
+        colour = {"pass": "green", "fail": "red"}.get(gate["verdict"], "dim")
+        table.add_row(
+            gate["name"],
+            f"[{colour}]{gate['verdict'].replace('_', ' ')}[/]",
+            _interval(gate) if gate["low"] is not None else _number(gate["estimate"]),
+            _number(gate["threshold"]),
+            escape(gate["reason"]),
+        )
+    out.print(table)
+
+
+def checks(found: Sequence[Any], tasks: Sequence[dict[str, Any]]) -> None:
+    """`dermaflow check`: what was looked at, and the graph."""
+    table = Table("check", "", "")
+    for item in found:
+        table.add_row(item.name, "[green]ok[/]" if item.ok else "[red]fault[/]", escape(item.detail))
+    out.print(table)
+    graph = Table("task", "after", "GPU", "cached", "image")
+    for task in tasks:
+        graph.add_row(
+            task["name"], ", ".join(task["after"]), str(task["gpu"] or ""), "yes" if task["cached"] else "no", task["image"]
+        )
+    out.print(graph)
+
+
+def validation(report: dict[str, Any], folder: Path) -> None:
+    """`dermaflow validate`: each rule, and the rows that fail it."""
+    table = Table("rule", "level", "", "failing rows")
+    for rule in report["rules"]:
+        ids = ", ".join(row.get("image_id", "") for row in rule["rows"][:5])
+        more = f" and {rule['failing'] - 5} more" if rule["failing"] > 5 else ""
+        verdict = "[green]pass[/]" if rule["success"] else "[red]FAIL[/]" if rule["level"] == "critical" else "[yellow]warn[/]"
+        table.add_row(escape(rule["rule"]), rule["level"], verdict, escape(ids + more))
+    out.print(table)
+    verdict = "passed" if report["success"] else f"failed: {'; '.join(report['blocking'])}"
+    out.print(f"Suite {report['suite']} on {report['images']} images ({report['rejects']} rejected): {escape(verdict)}")
+    out.print(f"Data Docs: {folder / 'data_docs' / 'index.html'}")
+
+
+def evaluation(result: dict[str, Any]) -> None:
+    """`dermaflow evaluate`: metrics overall and per class."""
+    table = Table("metric", "estimate (95 % interval over lesions)")
+    for name, value in result["metrics"].items():
+        table.add_row(name, _interval(value))
+    out.print(table)
+    classes = Table("class", "images", "lesions", "sensitivity", "specificity", "AUROC")
+    for name, values in result["per_class"].items():
+        classes.add_row(
+            name,
+            str(values["n_images"]),
+            str(values["n_lesions"]),
+            *(_interval(values[key]) for key in ("sensitivity", "specificity", "auroc")),
+        )
+    out.print(classes)
+    kind = "synthetic images" if result["synthetic"] else "images"
+    out.print(
+        f"{result['model']} ({result['architecture']}) on {result['data']}: "
+        f"{result['n_images']} {kind} of {result['n_lesions']} lesions"
+    )
+
+
+def versions(found: Sequence[dict[str, Any]], uri: str) -> None:
+    """`dermaflow models`: the registered versions."""
+    table = Table("model", "version", "alias", "architecture", "test balanced accuracy", "data", "decision", "registered")
+    for item in found:
+        tags = {key.removeprefix("dermaflow."): value for key, value in item["tags"].items()}
+        table.add_row(
+            item["name"],
+            str(item["version"]),
+            ", ".join(item["aliases"]),
+            tags.get("architecture", ""),
+            _number(float(tags["test.balanced_accuracy"])) if "test.balanced_accuracy" in tags else "",
+            escape(tags.get("data.name", "")),
+            tags.get("decision", ""),
+            time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created_ms"] / 1000)),
+        )
+    out.print(table if found else f"no versions in {uri} yet; run: dermaflow run")
+
+
+def _interval(value: dict[str, Any]) -> str:
+    if value["estimate"] is None:
+        return "not defined"
+    return (
+        f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+        if value["low"] is not None
+        else _number(value["estimate"])
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+def _near(path: str) -> str:
+    """A path relative to the working folder, where it lies below it."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path

@@ -1,0 +1,162 @@
+"""The training pipeline: from a source of images to a registered, explained, promoted-or-refused model.
+
+This is the one definition. `pipelines.local` runs it in processes, and the compiled form runs on Kubeflow.
+"""
+
+from typing import Any
+
+from kfp import dsl
+
+from components.augment.component import augment as augment_step
+from components.evaluate.component import evaluate as evaluate_step
+from components.explain.component import explain as explain_step
+from components.ingest.component import ingest as ingest_step
+from components.notify.component import notify as notify_step
+from components.promote.component import promote as promote_step
+from components.register.component import register as register_step
+from components.segment.component import segment as segment_step
+from components.select.component import select as select_step
+from components.split.component import split as split_step
+from components.train.component import train as train_step
+from components.validate.component import validate as validate_step
+from pipelines.code import code_digest
+
+PIPELINE_NAME = "dermaflow"
+GPU = "nvidia.com/gpu"
+RUN_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+
+
+def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
+    """Build the pipeline.
+
+    Parameters
+    ----------
+    defaults: value of each pipeline parameter, from `pipelines.arguments`; a run may override any of them.
+    parallelism: architectures trained at the same time; 0 is as many as the cluster has room for.
+    """
+
+    @dsl.pipeline(name=PIPELINE_NAME, description="Retrain, judge, explain, register and promote a skin-lesion classifier")
+    def dermaflow(
+        data: str = defaults["data"],
+        validate: str = defaults["validate"],
+        segment: str = defaults["segment"],
+        split: str = defaults["split"],
+        augment: str = defaults["augment"],
+        mixup: str = defaults["mixup"],
+        train: str = defaults["train"],
+        architectures: list[str] = defaults["architectures"],
+        evaluate: str = defaults["evaluate"],
+        explain: str = defaults["explain"],
+        register: str = defaults["register"],
+        promote: str = defaults["promote"],
+        policy: str = defaults["policy"],
+        params: str = defaults["params"],
+        profile: str = defaults["profile"],
+        source_digest: str = defaults["source_digest"],
+        weights_digest: str = defaults["weights_digest"],
+        pipeline_digest: str = defaults["pipeline_digest"],
+        commit: str = defaults["commit"],
+    ) -> None:
+        """Each parameter is one section of params.yaml as JSON; the digests make caching follow content and code.
+
+        1. ingest reads the source; validate is the gate that everything after it waits for.
+        2. segment finds the lesions; split parts them; augment plans what the trainer may draw.
+        3. Each architecture is trained on its own GPU, and judged on validation and test.
+        4. select takes the candidate by validation alone; explain shows what it looks at.
+        5. register creates the version and its evidence; promote applies the policy.
+        6. Whatever happened, notify tells it.
+        """
+        told = notify_step(run_id=RUN_ID, profile=profile)
+        told.set_display_name("Tell the outcome")
+
+        with dsl.ExitHandler(told, name="training"):
+            ingested = ingest_step(data=data, source_digest=source_digest, code=code_digest("ingest"))
+            dataset = ingested.set_display_name("Read the source").outputs["dataset"]
+
+            validated = validate_step(dataset=dataset, validate=validate, code=code_digest("validate"))
+            validated.set_display_name("Check the data")
+
+            segmented = segment_step(dataset=dataset, segment=segment, code=code_digest("segment")).after(validated)
+            masks = segmented.set_display_name("Find the lesions").outputs["masks"]
+
+            parted = split_step(dataset=dataset, split=split, code=code_digest("split")).after(validated)
+            splits = parted.set_display_name("Split by lesion").outputs["splits"]
+
+            planned = augment_step(dataset=dataset, splits=splits, augment=augment, mixup=mixup, code=code_digest("augment"))
+            plan = planned.set_display_name("Plan the augmentation").outputs["plan"]
+
+            with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as architecture:
+                trained = train_step(
+                    dataset=dataset,
+                    splits=splits,
+                    plan=plan,
+                    masks=masks,
+                    architecture=architecture,
+                    train=train,
+                    weights_digest=weights_digest,
+                    code=code_digest("train"),
+                )
+                trained.set_display_name("Train").set_accelerator_type(GPU).set_accelerator_limit(1)
+
+                judged = evaluate_step(
+                    dataset=dataset,
+                    splits=splits,
+                    masks=masks,
+                    model=trained.outputs["model"],
+                    evaluate=evaluate,
+                    code=code_digest("evaluate"),
+                )
+                judged.set_display_name("Judge")
+
+            selected = select_step(
+                evaluations=dsl.Collected(judged.outputs["evaluation"]),
+                models=dsl.Collected(trained.outputs["model"]),
+                evaluate=evaluate,
+                code=code_digest("select"),
+            )
+            selected.set_display_name("Select by validation")
+            candidate, evaluation = selected.outputs["candidate"], selected.outputs["evaluation"]
+
+            explained = explain_step(
+                dataset=dataset,
+                splits=splits,
+                masks=masks,
+                model=candidate,
+                evaluation=evaluation,
+                explain=explain,
+                code=code_digest("explain"),
+            )
+            explained.set_display_name("Explain")
+
+            registered = register_step(
+                dataset=dataset,
+                report=validated.outputs["report"],
+                masks=masks,
+                splits=splits,
+                plan=plan,
+                model=candidate,
+                evaluation=evaluation,
+                selection=selected.outputs["selection"],
+                explanation=explained.outputs["explanation"],
+                register=register,
+                params=params,
+                run_id=RUN_ID,
+                pipeline_digest=pipeline_digest,
+                commit=commit,
+            )
+            registered.set_display_name("Register the challenger")
+
+            promoted = promote_step(
+                registration=registered.outputs["registration"],
+                evaluation=evaluation,
+                promote=promote,
+                register=register,
+                policy=policy,
+                commit=commit,
+            )
+            promoted.set_display_name("Promote or refuse")
+
+            for task in (registered, promoted):
+                task.set_caching_options(enable_caching=False)
+
+    return dermaflow
