@@ -8,6 +8,8 @@ network, globules, cysts, comedo-like openings, arborising vessels, lacunae.
 Phantoms test code. They say nothing about how well a model reads skin.
 """
 
+from __future__ import annotations
+
 import csv
 import json
 import math
@@ -16,9 +18,11 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,7 +40,8 @@ MIN_SIDE = 64  # px; below, network and cysts are smaller than a pixel
 
 Map = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
-Points = npt.NDArray[np.floating]
+Points = npt.NDArray[np.floating]  # (n, 2): x, y
+Floats = npt.NDArray[np.floating]  # what comes in between: float32 too, but numpy's types do not say so
 Random = np.random.Generator
 Choice = TypeVar("Choice")
 
@@ -65,7 +70,8 @@ def draw_phantoms(
     images : number of images, at least 21; lesions are about two thirds as many
     seed : any integer from 0
     size : (width, height) of the images in pixels, each at least 64; HAM10000 has 600x450
-    workers : number of processes; all cores when None; 1 draws in this process
+    workers : number of processes; all cores when None; 1 draws in this process. More than one are started by
+        importing the main script anew, so that one needs its ``if __name__ == "__main__"``
     progress : called as ``progress(images_done, images)`` from this process
 
     Raises
@@ -148,7 +154,7 @@ def _put_in_place(draft: Path, directory: Path, source: dict[str, object]) -> No
 
 def _draw_files(
     folder: Path,
-    lesions: Sequence["_Lesion"],
+    lesions: Sequence[_Lesion],
     *,
     seed: int,
     size: tuple[int, int],
@@ -160,21 +166,17 @@ def _draw_files(
     total = sum(len(lesion.image_ids) for lesion in lesions)
     processes = min(workers or os.cpu_count() or 1, len(chunks))
     done = 0
-    for drawn in map(draw, chunks) if processes == 1 else _map_in_processes(draw, chunks, processes):
-        done += drawn
-        if progress is not None:
-            progress(done, total)
-
-
-def _map_in_processes(
-    draw: Callable[[Sequence["_Lesion"]], int], chunks: Sequence[Sequence["_Lesion"]], processes: int
-) -> Iterator[int]:
-    # "spawn", because forking a process that has TensorFlow's threads can hang.
-    pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_use_one_thread)
-    try:
-        yield from pool.map(draw, chunks)
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with ExitStack() as stack:
+        counts: Iterable[int] = map(draw, chunks)
+        if processes > 1:
+            # "spawn", because forking a process that has TensorFlow's threads can hang.
+            pool = ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_use_one_thread)
+            stack.callback(pool.shutdown, cancel_futures=True)
+            counts = pool.map(draw, chunks)
+        for count in counts:
+            done += count
+            if progress is not None:
+                progress(done, total)
 
 
 def _use_one_thread() -> None:
@@ -183,7 +185,7 @@ def _use_one_thread() -> None:
     cv2.setNumThreads(1)  # the processes share the cores already
 
 
-def _draw_chunk(lesions: Sequence["_Lesion"], *, folder: Path, seed: int, size: tuple[int, int]) -> int:
+def _draw_chunk(lesions: Sequence[_Lesion], *, folder: Path, seed: int, size: tuple[int, int]) -> int:
     """Draw and write all images and masks of some lesions; return the number of images."""
     written = 0
     for lesion in lesions:
@@ -203,17 +205,17 @@ def _write_encoded(path: Path, pixels: Pixels) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def _write_metadata(path: Path, lesions: Sequence["_Lesion"]) -> None:
+def _write_metadata(path: Path, lesions: Sequence[_Lesion]) -> None:
     rows = [
         (lesion.lesion_id, image_id, lesion.dx, lesion.dx_type, lesion.age, lesion.sex, lesion.localization)
         for lesion in lesions
         for image_id in lesion.image_ids
     ]
+    rows.sort(key=itemgetter(1))  # image numbers were dealt out at random: this order says nothing of class or lesion
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(METADATA_COLUMNS)
-        # Image numbers were dealt out at random, so this order says nothing of class or lesion.
-        writer.writerows(sorted(rows, key=lambda row: row[1]))
+        writer.writerows(rows)
 
 
 # --- who is in the data: lesions, their images, their patients ---
@@ -241,7 +243,8 @@ class _Epidemiology:
     sites: dict[str, float]
 
 
-_IMAGES_PER_LESION = {1: 0.60, 2: 0.26, 3: 0.09, 4: 0.05}  # mean 1.6; HAM10000: 73 % one, mean 1.3
+# Mean 1.6, more than HAM10000's 1.3: a split that parts a lesion's images shows sooner.
+_IMAGES_PER_LESION = {1: 0.60, 2: 0.26, 3: 0.09, 4: 0.05}
 _EPIDEMIOLOGY = {
     "akiec": _Epidemiology(
         (67, 11), 0.68, {"histo": 1.0}, {"face": 0.36, "lower extremity": 0.2, "upper extremity": 0.2, "hand": 0.05}
@@ -355,9 +358,9 @@ class _Habit:
 _HABITS = {
     "akiec": _Habit(area=0.25, irregularity=0.17, raggedness=0.09, border=(0.15, 0.35)),
     "bcc": _Habit(area=0.20, irregularity=0.14, raggedness=0.05, border=(0.12, 0.30)),
-    "bkl": _Habit(area=0.25, irregularity=0.15, raggedness=0.06, border=(0.03, 0.07)),
+    "bkl": _Habit(area=0.25, irregularity=0.12, raggedness=0.045, border=(0.03, 0.07)),
     "df": _Habit(area=0.18, irregularity=0.08, raggedness=0.05, border=(0.30, 0.55)),
-    "mel": _Habit(area=0.29, irregularity=0.24, raggedness=0.06, border=(0.05, 0.16)),
+    "mel": _Habit(area=0.29, irregularity=0.19, raggedness=0.06, border=(0.05, 0.16)),
     "nv": _Habit(area=0.20, irregularity=0.10, raggedness=0.04, border=(0.10, 0.28)),
     "vasc": _Habit(area=0.17, irregularity=0.12, raggedness=0.03, border=(0.03, 0.08)),
 }
@@ -372,7 +375,7 @@ class _Tissue:
 
     def __init__(self, rng: Random, habit: _Habit, size: tuple[int, int]) -> None:
         self.rng = rng
-        self.unit = size[1] / 450  # structures are sized in pixels of a 600x450 image
+        self.unit = min(size) / 450  # structures are sized in pixels of a 600x450 image
         area = float(np.clip(habit.area * np.exp(0.5 * rng.standard_normal()), 0.07, 0.62))
         self.radius = math.sqrt(area * size[0] * size[1] / math.pi)
         outline = self.radius * _draw_outline(rng, habit.irregularity * rng.uniform(0.5, 1.4))
@@ -474,26 +477,27 @@ def _paint_keratosis(tissue: _Tissue) -> None:
     tissue.melanin *= 1 - 0.5 * cysts
     tissue.white += rng.uniform(0.25, 0.65) * cysts
     rim = _ramp(0.45 * tissue.radius, 0.2 * tissue.radius, tissue.depth)
-    tissue.inside *= 1 - rim * tissue.spots(rng.integers(0, 7), (10, 22), margin=-0.08, soft=2)  # moth-eaten
+    tissue.inside *= 1 - rim * tissue.spots(rng.uniform(0, 6), (10, 22), margin=-0.08, soft=2)  # moth-eaten
 
 
 def _paint_basal_cell_carcinoma(tissue: _Tissue) -> None:
     """Pearly pink, blue-grey ovoid nests, arborising vessels in focus, perhaps an ulcer."""
     rng = tissue.rng
     tissue.blood += rng.uniform(0.2, 0.5) * (1 + 0.3 * tissue.noise(0.4) + 0.15 * tissue.noise(0.12))
-    tissue.white += rng.uniform(0.25, 0.45) * (1 + 0.5 * tissue.noise(0.25))
+    tissue.white += rng.uniform(0.22, 0.4) * (1 + 0.35 * tissue.noise(0.25))
     tissue.melanin += rng.uniform(0.0, 0.35) * (1 + 0.4 * tissue.noise(0.3))
     if rng.random() < 0.85:
         size = tissue.radius / tissue.unit / 120
-        nests = tissue.spots(rng.integers(4, 10), (12 * size, 34 * size), margin=0.15, soft=3.5)
-        nests = np.maximum(nests, tissue.spots(rng.integers(2, 20), (2, 5), soft=1.5))
+        nests = tissue.spots(rng.uniform(4, 9), (12 * size, 34 * size), margin=0.15, soft=3.5)
+        nests = np.maximum(nests, tissue.spots(rng.uniform(2, 20), (2, 5), soft=1.5))
         nests *= _ramp(-2.2, 0.0, tissue.noise(0.12))
         tissue.veil += rng.uniform(0.6, 0.9) * nests
         tissue.melanin += rng.uniform(0.4, 1.4) * nests
-    vessels = _draw_vessel_trees(tissue, rng.integers(1, 5))
+    vessels = _draw_vessel_trees(tissue, int(rng.integers(1, 5)))
     tissue.blood += rng.uniform(0.5, 1.3) * vessels
     tissue.white *= 1 - vessels
     tissue.veil *= 1 - 0.7 * vessels  # they lie above the nests
+    tissue.melanin *= 1 - 0.7 * vessels
     if rng.random() < 0.3:
         ulcer = tissue.blob(rng.uniform(0, 0.4), rng.uniform(0.12, 0.25))
         tissue.blood += 0.9 * ulcer
@@ -648,7 +652,7 @@ def _draw_lesion(lesion: _Lesion, *, seed: int, size: tuple[int, int]) -> Iterat
     for _ in lesion.image_ids:
         framing = _draw_framing(rng, tissue, size)
         mask = np.where(_warp(traced, framing, size) > 0.5, np.uint8(255), np.uint8(0))
-        image = _illuminate(rng, skin, _warp(layers, framing, size), unit=tissue.unit)
+        image = _photograph(rng, skin, _warp(layers, framing, size), unit=tissue.unit)
         yield image, mask
 
 
@@ -684,7 +688,7 @@ def _trace_outline(tissue: _Tissue) -> Map:
     return np.asarray(pieces == largest, np.float32)
 
 
-def _illuminate(rng: Random, skin: _Skin, lesion: Map, *, unit: float) -> Pixels:
+def _photograph(rng: Random, skin: _Skin, lesion: Map, *, unit: float) -> Pixels:
     """Photograph lesion maps (height, width, 4) on the patient's skin: (height, width, 3) uint8 RGB."""
     shape = (lesion.shape[0], lesion.shape[1])
     furrows = skin.furrows * _noise(rng, shape, 3.5 * unit)
@@ -697,16 +701,38 @@ def _illuminate(rng: Random, skin: _Skin, lesion: Map, *, unit: float) -> Pixels
     artefacts = _draw_artefacts(rng, skin, shape, unit)
     image = np.empty((*shape, 3), np.float32)
     for channel in range(3):
-        density = _MELANIN[channel] * melanin + _BLOOD[channel] * blood
-        reflected = _BARE_SKIN[channel] * np.exp(-density)
-        reflected += veil * (_VEIL[channel] / (1 + 0.3 * density) - reflected)
-        reflected += white * (_WHITE[channel] - reflected)
+        seen = _reflect(channel, melanin, blood, veil, white)
         for cover, colour in artefacts:
-            reflected += cover * (colour[channel] - reflected)
-        image[..., channel] = (reflected + _GLARE) * (light * float(cast[channel]))
+            _lay_over(seen, cover, colour[channel])
+        seen += _GLARE
+        seen *= light
+        seen *= float(cast[channel])
+        image[..., channel] = seen
     image = _blur(image, rng.uniform(0.4, 1.0) * unit)
     image += rng.uniform(0.006, 0.016) * _white_noise(rng, image.shape)
-    return np.asarray(np.clip(255 * image + 0.5, 0, 255), np.uint8)
+    image *= 255
+    image += 0.5
+    return np.clip(image, 0, 255, out=image).astype(np.uint8)
+
+
+def _reflect(channel: int, melanin: Map, blood: Map, veil: Map, white: Map) -> Map:
+    """Light of one colour channel that comes back from the tissue (height, width), 1 being all of it."""
+    density = _MELANIN[channel] * melanin
+    density += _BLOOD[channel] * blood
+    reflected = np.asarray(np.exp(-density), np.float32)
+    reflected *= _BARE_SKIN[channel]
+    density *= 0.3
+    density += 1
+    _lay_over(reflected, veil, _VEIL[channel] / density)  # some of the pigment lies above the veil
+    _lay_over(reflected, white, _WHITE[channel])
+    return reflected
+
+
+def _lay_over(ground: Map, cover: Map, colour: float | Map) -> None:
+    """Mix a colour into `ground`, in place, by its cover from 0 to 1."""
+    difference = colour - ground
+    difference *= cover
+    ground += difference
 
 
 def _draw_light(rng: Random, shape: tuple[int, int]) -> Map:
@@ -814,9 +840,10 @@ def _white_noise(rng: Random, shape: tuple[int, ...]) -> Map:
     return noise
 
 
-def _ramp(low: float, high: float, values: Map) -> Map:
+def _ramp(low: float, high: float, values: Floats) -> Map:
     """0 up to `low`, 1 from `high` on, smooth between; falling when high < low."""
-    t = np.clip((values - low) * np.float32(1 / (high - low)), 0, 1)
+    t = (values - low) * (1 / (high - low))
+    np.clip(t, 0, 1, out=t)
     return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
@@ -850,9 +877,7 @@ def _signed_depth(outline: Map, half: int) -> Map:
 _SUBPIXEL = 4  # OpenCV takes coordinates as fixed-point numbers with this many fractional bits
 
 
-def _spots(
-    rng: Random, where: npt.NDArray[np.bool_], count: int, radii: tuple[float, float], soft: float
-) -> Map:
+def _spots(rng: Random, where: npt.NDArray[np.bool_], count: int, radii: tuple[float, float], soft: float) -> Map:
     """Cover (height, width) from 0 to 1 of randomly oriented ovals with their centres in `where`."""
     import cv2
 
@@ -885,17 +910,15 @@ def _strokes(shape: tuple[int, int], lines: Iterable[tuple[Points, float]], soft
     for points, width in lines:
         fixed = np.rint(points * 2**_SUBPIXEL).astype(np.int32)
         # OpenCV draws whole widths only: a line thinner than one pixel is drawn paler instead.
-        cv2.polylines(
-            cover, [fixed], False, round(255 * min(1.0, width)), max(1, round(width)), cv2.LINE_AA, _SUBPIXEL
-        )
+        cv2.polylines(cover, [fixed], False, round(255 * min(1.0, width)), max(1, round(width)), cv2.LINE_AA, _SUBPIXEL)
     return _blur(cover.astype(np.float32) / 255, soft)
 
 
-def _blur(values: Map, deviation: float) -> Map:
+def _blur(values: Floats, deviation: float) -> Map:
     import cv2
 
     if deviation < 0.2:  # less than a pixel can show
-        return values
+        return np.asarray(values, np.float32)
     return np.asarray(cv2.GaussianBlur(values, (0, 0), deviation), np.float32)
 
 

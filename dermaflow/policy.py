@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Annotated
 
 import yaml
 from pydantic import Field, ValidationError
 
-from dermaflow.artifacts import bytes_digest
+from dermaflow.artifacts import json_digest
 from dermaflow.errors import InputError
 from dermaflow.params import Section, Share
 
@@ -32,17 +34,23 @@ class Policy(Section):
     max_additivity_error: Annotated[float, Field(gt=0, le=1)]
 
 
-def parse_policy(text: str, name: str = "policy") -> Policy:
-    """Read a policy from YAML text; raises InputError naming the field, its value and what is allowed."""
+def read_policy(path: Path) -> Policy:
+    """Read a policy file; raises InputError naming the field, its value and what is allowed."""
+    if not path.is_file():
+        raise InputError(f"promote.policy: {path} is not a file; the repository's is mlflow/policy.yaml")
     try:
-        return Policy.model_validate(yaml.safe_load(text))
+        return Policy.model_validate_json(json.dumps(yaml.safe_load(path.read_text())))
     except yaml.YAMLError as error:
-        raise InputError(f"{name} is not valid YAML: {error}") from error
+        raise InputError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:
-        lines = [f"{name}: {'.'.join(map(str, fault['loc'])) or 'policy'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError("\n".join(lines)) from error
+        faults = error.errors()
+        told = [
+            f"{path}: {'.'.join(map(str, fault['loc'])) or 'policy'}: {fault['msg']} (is {fault['input']!r})"
+            for fault in faults
+        ]
+        raise InputError("\n".join(told)) from error
 
 
-def policy_digest(text: str) -> str:
-    """Digest of a policy's text."""
-    return bytes_digest(text.encode())
+def policy_digest(policy: Policy) -> str:
+    """Digest of what a policy says, whatever its comments and layout."""
+    return json_digest(policy.model_dump(mode="json"))

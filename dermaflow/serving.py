@@ -23,7 +23,10 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
         self.model, self.info = load_model(Path(context.artifacts["model"]))
 
     def predict(
-        self, context: Any, model_input: Any, params: dict[str, Any] | None = None  # noqa: ARG002 - MLflow's signature
+        self,
+        context: Any,  # noqa: ARG002
+        model_input: Any,
+        params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
     ) -> npt.NDArray[np.float32]:
         """Probabilities of each class for each image."""
         from dermaflow.metrics import softmax

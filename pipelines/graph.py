@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from components import STEPS
 from dermaflow.errors import InputError
 from dermaflow.params import Params
 from pipelines.preflight import default_arguments
@@ -42,29 +43,36 @@ def compile_to(output: Path, params: Params) -> None:
 
 
 def tasks(params: Params) -> list[dict[str, Any]]:
-    """The compiled pipeline's tasks, in the order of the definition: name, after, image, gpu (count), cached."""
+    """The compiled pipeline's tasks in the order of STEPS: name, after (steps), image, gpu (count), cached."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "pipeline.yaml")
         compile_to(path, params)
         spec = next(yaml.safe_load_all(path.read_text()))
-    executors = spec["deploymentSpec"]["executors"]
-    found = []
-    for dag in _dags(spec):
-        for name, task in dag["tasks"].items():
-            component = spec["components"][task["componentRef"]["name"]]
-            if "executorLabel" in component:
-                container = executors[component["executorLabel"]]["container"]
-                found.append(
-                    {
-                        "name": name,
-                        "after": sorted(task.get("dependentTasks", ())),
-                        "image": container["image"],
-                        "gpu": int(container.get("resources", {}).get("accelerator", {}).get("resourceCount", 0)),
-                        "cached": bool(task.get("cachingOptions", {}).get("enableCache", False)),
-                    }
-                )
+    found = _flatten(spec, spec["root"]["dag"], inherited=[])
+    return [_describe(spec, name, *found[name]) for name in sorted(found, key=STEPS.index)]
+
+
+def _flatten(spec: dict[str, Any], dag: dict[str, Any], inherited: list[str]) -> dict[str, tuple[dict[str, Any], list[str]]]:
+    """Each step's task with the steps that it waits for, through the loops and handlers that KFP wraps them in."""
+    inner = {name: spec["components"][task["componentRef"]["name"]].get("dag") for name, task in dag["tasks"].items()}
+
+    def steps(name: str) -> list[str]:
+        return list(inner[name]["tasks"]) if inner[name] else [name]
+
+    found: dict[str, tuple[dict[str, Any], list[str]]] = {}
+    for name, task in dag["tasks"].items():
+        after = sorted({step for other in task.get("dependentTasks", ()) for step in steps(other)} | set(inherited))
+        found |= _flatten(spec, inner[name], after) if inner[name] else {name: (task, after)}
     return found
 
 
-def _dags(spec: dict[str, Any]) -> list[dict[str, Any]]:
-    return [spec["root"]["dag"], *(component["dag"] for component in spec["components"].values() if "dag" in component)]
+def _describe(spec: dict[str, Any], name: str, task: dict[str, Any], after: list[str]) -> dict[str, Any]:
+    label = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+    container = spec["deploymentSpec"]["executors"][label]["container"]
+    return {
+        "name": name,
+        "after": sorted((step for step in after if step in STEPS), key=STEPS.index),
+        "image": container["image"],
+        "gpu": int(container.get("resources", {}).get("accelerator", {}).get("resourceCount", 0)),
+        "cached": bool(task.get("cachingOptions", {}).get("enableCache", False)),
+    }

@@ -108,8 +108,7 @@ def _download(named: re.Match[str], params: Params, scratch: Path) -> Path:
     except MlflowException as error:
         known = [f"{item['name']}/{item['version']}" for item in registry.list_versions(client)]
         raise InputError(
-            f"MODEL {named[0]}: no such version in {params.register_.tracking_uri}; "
-            f"there are: {', '.join(known) or 'none'}"
+            f"MODEL {named[0]}: no such version in {params.register_.tracking_uri}; there are: {', '.join(known) or 'none'}"
         ) from error
     folder = Path(mlflow.artifacts.download_artifacts(f"models:/{found.name}/{found.version}", dst_path=str(scratch)))
     for path in folder.rglob(ARTIFACT_FILE):

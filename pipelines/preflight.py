@@ -15,7 +15,7 @@ from dermaflow.artifacts import file_digest
 from dermaflow.errors import InputError
 from dermaflow.lineage import git_state
 from dermaflow.params import Params, TrainParams
-from dermaflow.policy import parse_policy
+from dermaflow.policy import read_policy
 from dermaflow.registry import SQLITE
 
 
@@ -80,7 +80,7 @@ def default_arguments(params: Params) -> dict[str, Any]:
         "explain": params.explain.to_json(),
         "register": params.register_.to_json(),
         "promote": params.promote.to_json(),
-        "policy": Path(params.promote.policy).read_text(),
+        "policy": read_policy(Path(params.promote.policy)).to_json(),
         "params": params.model_dump_json(by_alias=True),
         "profile": params.profile,
         "source_digest": "",
@@ -142,11 +142,8 @@ def _look_at_augmentation(params: Params) -> str:
 
 
 def _look_at_policy(params: Params) -> str:
-    path = Path(params.promote.policy)
-    if not path.is_file():
-        raise InputError(f"promote.policy: {path} is not a file; the repository's is mlflow/policy.yaml")
-    parse_policy(path.read_text(), str(path))
-    return f"{path}, mode {params.promote.mode}"
+    read_policy(Path(params.promote.policy))
+    return f"{params.promote.policy}, mode {params.promote.mode}"
 
 
 def _look_at_places(params: Params) -> str:

@@ -14,7 +14,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-out = Console(soft_wrap=True, highlight=False)
+_WIDE = None if sys.stdout.isatty() else 150  # a log has no width of its own; 80 would break every table
+out = Console(soft_wrap=True, highlight=False, width=_WIDE)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 NOT_A_RESULT = "pipeline check, not a result"

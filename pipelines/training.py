@@ -67,7 +67,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         6. Whatever happened, notify tells it.
         """
         told = notify_step(run_id=RUN_ID, profile=profile)
-        told.set_display_name("Tell the outcome")
+        told.set_display_name("Tell the outcome").set_caching_options(enable_caching=False)
 
         with dsl.ExitHandler(told, name="training"):
             ingested = ingest_step(data=data, source_digest=source_digest, code=code_digest("ingest"))

@@ -20,13 +20,16 @@ if TYPE_CHECKING:
 SMOOTHING = 0.015
 SCALE_PERCENTILE = 99.5  # of the smoothed maps' magnitudes over the gallery: few pixels saturate, so that others show
 COLOURS = "PuOr_r"  # orange for, purple against: told apart with every common colour blindness
-NOTE = "Left: what the model saw, lesion outlined. Right: orange speaks for the predicted class, purple against it."
+NOTE = (
+    "Left: what the model saw, lesion outlined. Right: orange speaks for the predicted class, purple against it "
+    "(averaged over 1.5 % of the side)."
+)
 SYNTHETIC = " SYNTHETIC IMAGES: these maps say nothing about skin."
 
 PAIRS_PER_ROW = 4
 PANEL, GAP, CAPTION, MARGIN = 1.55, 0.06, 0.26, 0.18  # inches
 PAIR = 2 * PANEL + GAP + MARGIN  # width of one image with its map
-ROW = PANEL + CAPTION
+ROW = PANEL + CAPTION + 0.08
 HEADING, HEAD, FOOT = 0.45, 0.75, 0.75
 DOTS_PER_INCH = 110
 

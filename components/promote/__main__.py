@@ -6,11 +6,11 @@ from pathlib import Path
 from components.promote.core import promote
 from dermaflow.command import step_arguments
 from dermaflow.lineage import git_state
+from dermaflow.policy import read_policy
 from dermaflow.progress import step
 
 with step("promote"):
     options, params = step_arguments("promote", "Apply the promotion policy.", "registration", "evaluation", "decision")
-    policy = Path(params.promote.policy).read_text()
-    told = policy, json.dumps(git_state())
+    told = read_policy(Path(params.promote.policy)), json.dumps(git_state())
     settings = params.promote, params.register_
     promote(options.registration, options.evaluation, *told, *settings, options.decision)

@@ -20,9 +20,12 @@ def promote(
 
     from components.promote.core import promote as work
     from dermaflow.params import PromoteParams, RegisterParams
+    from dermaflow.policy import Policy
     from dermaflow.progress import step
 
     with step("promote"):
         settings = PromoteParams.from_json(promote), RegisterParams.from_json(register)
-        info = work(Path(registration.path), Path(evaluation.path), policy, commit, *settings, Path(decision.path))
+        info = work(
+            Path(registration.path), Path(evaluation.path), Policy.from_json(policy), commit, *settings, Path(decision.path)
+        )
         decision.metadata.update(outcome=info["outcome"])

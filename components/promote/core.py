@@ -16,7 +16,7 @@ from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
 from dermaflow.params import PromoteParams, RegisterParams
-from dermaflow.policy import Policy, parse_policy, policy_digest
+from dermaflow.policy import Policy, policy_digest
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -30,7 +30,7 @@ COMPARISON_SEED = 20240101
 def promote(
     registration: Path,
     evaluation: Path,
-    policy: str,
+    policy: Policy,
     commit: str,
     params: PromoteParams,
     register: RegisterParams,
@@ -41,7 +41,6 @@ def promote(
     Parameters
     ----------
     registration, evaluation: artifacts of the candidate.
-    policy: text of the policy file.
     commit: JSON of the code's commit and dirtiness.
 
     Returns
@@ -52,17 +51,16 @@ def promote(
     Raises
     ------
     InputError
-        when the policy is not valid or the registry does not answer.
+        when the registry does not answer.
     """
     info = contracts.read_info(registration, contracts.REGISTRATION)
-    rules = parse_policy(policy, params.policy)
     client = registry.connect(register.tracking_uri)
     champion = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
     same = champion is not None and champion.tags.get(KEY_TAG) == info["key"]
     difference = None if champion is None or same else _difference(client, champion, evaluation, info["facts"])
-    gates = judge(info["facts"], json.loads(commit), difference, rules)
+    gates = judge(info["facts"], json.loads(commit), difference, policy)
     outcome = _outcome(params.mode, gates, same=same)
-    after = _copy_to_production(client, info, rules, policy) if outcome == "promoted" else champion
+    after = _copy_to_production(client, info, policy) if outcome == "promoted" else champion
     decision = {
         "outcome": outcome,
         "mode": params.mode,
@@ -71,7 +69,7 @@ def promote(
         "champion_after": _told(after),
         "gates": [gate.to_dict() for gate in gates],
         "refused_by": [gate.name for gate in gates if gate.verdict == "fail"],
-        "waived": _waived(info["facts"], rules),
+        "waived": _waived(info["facts"], policy),
         "policy": {"file": params.policy, "digest": policy_digest(policy)},
         "decided_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
@@ -108,7 +106,7 @@ def _difference(client: MlflowClient, champion: ModelVersion, evaluation: Path, 
     return paired_difference(ours, theirs, classes, bootstrap=COMPARISON_REPLICATES, seed=COMPARISON_SEED)
 
 
-def _copy_to_production(client: MlflowClient, info: dict[str, Any], rules: Policy, policy: str) -> ModelVersion:
+def _copy_to_production(client: MlflowClient, info: dict[str, Any], policy: Policy) -> ModelVersion:
     registry.ensure_model(client, registry.PRODUCTION_MODEL, "What promotion copied here; the alias champion is in use.")
     copied = client.copy_model_version(f"models:/{info['model']}/{info['version']}", registry.PRODUCTION_MODEL)
     tags = {
@@ -116,7 +114,7 @@ def _copy_to_production(client: MlflowClient, info: dict[str, Any], rules: Polic
         "mlflow_run_id": info["mlflow_run_id"],
         "policy.digest": policy_digest(policy),
         "copied_from": f"{info['model']}/{info['version']}",
-        "waived": ", ".join(_waived(info["facts"], rules)) or "none",
+        "waived": ", ".join(_waived(info["facts"], policy)) or "none",
     }
     for name, value in tags.items():
         client.set_model_version_tag(registry.PRODUCTION_MODEL, copied.version, registry.TAG + name, value)
@@ -127,9 +125,9 @@ def _copy_to_production(client: MlflowClient, info: dict[str, Any], rules: Polic
     return moved
 
 
-def _waived(facts: dict[str, Any], rules: Policy) -> list[str]:
+def _waived(facts: dict[str, Any], policy: Policy) -> list[str]:
     """What the policy lets pass that it usually would not."""
-    return ["not_synthetic"] if facts["synthetic"] and rules.allow_synthetic else []
+    return ["not_synthetic"] if facts["synthetic"] and policy.allow_synthetic else []
 
 
 def _told(version: ModelVersion | None) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ def select(
     """Choose the candidate by validation alone, and hand on its model and evaluation."""
     from pathlib import Path
 
-    from components.select.core import hand_on, select as work
+    from components.select.core import hand_on
+    from components.select.core import select as work
     from dermaflow.params import EvaluateParams
     from dermaflow.progress import step
 

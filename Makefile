@@ -1,0 +1,65 @@
+# Every task of the project. CI calls them, and so does a person: `make help` lists them.
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+PHANTOMS := data/phantom
+export DVC_NO_ANALYTICS := 1
+export GX_ANALYTICS_ENABLED := False
+
+.PHONY: help setup setup-dev run test check format compile bench prove docs lock clean
+
+help:  ## list the tasks
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
+
+setup: .venv/.runtime  ## make .venv with the dermaflow command in it
+setup-dev: .venv/.dev  ## the same, with what tests and checks need
+
+run: setup  ## the main job on synthetic images: the whole pipeline, to a registered, explained model
+	$(BIN)/dermaflow data phantom $(PHANTOMS) --images 420 --seed 7
+	$(BIN)/dermaflow run --profile phantom
+
+test: setup-dev  ## every test
+	$(BIN)/python -m pytest
+
+check: setup-dev  ## lint, types, shell scripts, YAML, import weight
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/shellcheck .ci/run
+	$(BIN)/yamllint -s .
+	$(BIN)/python tests/import_weight.py
+
+format: setup-dev  ## put the code into its form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+compile: setup  ## the pipeline as KFP IR: dermaflow.yaml
+	$(BIN)/dermaflow compile --output dermaflow.yaml
+
+prove: setup-dev  ## every "must hold" at full size; resumable; writes docs/proofs.json
+	$(BIN)/python tests/proofs/prove.py
+
+lock: setup-dev  ## write the locked requirements anew (needs uv on PATH)
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements/runtime.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --extra dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
+
+clean:  ## remove what runs leave behind, the registry included
+	rm -rf runs .dermaflow artifacts validation data/phantom
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: Python 3.11 or newer is needed; found $(PYTHON)"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { echo "error: $(PYTHON) can not make virtual environments; on Debian: apt-get install python3-venv"; exit 2; }
+	$(PYTHON) -m venv .venv
+
+# pip checks every file against its hash; the project itself is linked, not copied.
+.venv/.runtime: requirements/runtime.txt pyproject.toml | .venv/bin/python
+	@echo "installing the locked requirements (about 3 GB, a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/runtime.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+.venv/.dev: requirements/dev.txt pyproject.toml | .venv/bin/python
+	@echo "installing the locked requirements (about 3 GB, a few minutes)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@ .venv/.runtime
