@@ -419,7 +419,7 @@ def _paint_nevus(tissue: _Tissue) -> None:
     """Symmetric, one or two browns, a regular network, globules or neither."""
     rng = tissue.rng
     tissue.melanin += rng.uniform(0.9, 1.6) * (1 + 0.1 * tissue.noise(0.7) + 0.07 * tissue.noise(0.2))
-    tissue.blood += rng.uniform(0.05, 0.45)
+    tissue.blood += rng.uniform(0.0, 0.2)
     pattern = _choose(rng, {"network": 0.5, "globules": 0.25, "homogeneous": 0.25})
     if pattern == "network":
         net = _ramp(0.3, 0.55, tissue.cells(rng.uniform(10, 14), 0.25)) * _ramp(-1.5, 0.5, tissue.noise(0.5))
@@ -507,8 +507,8 @@ def _paint_basal_cell_carcinoma(tissue: _Tissue) -> None:
 def _paint_actinic_keratosis(tissue: _Tissue) -> None:
     """Red, scaly; "strawberry": red net around pale follicles; or the dotted vessels of Bowen's disease."""
     rng = tissue.rng
-    tissue.blood += rng.uniform(0.4, 0.7) * (1 + 0.25 * tissue.noise(0.35) + 0.2 * tissue.noise(0.1))
-    tissue.melanin += rng.uniform(0.2, 0.5) * np.maximum(0, 1 + 0.6 * tissue.noise(0.3))
+    tissue.blood += rng.uniform(0.45, 0.8) * (1 + 0.25 * tissue.noise(0.35) + 0.2 * tissue.noise(0.1))
+    tissue.melanin += rng.uniform(0.08, 0.3) * np.maximum(0, 1 + 0.6 * tissue.noise(0.3))
     if rng.random() < 0.6:
         cells = tissue.cells(rng.uniform(14, 22), 0.4)
         follicles = (1 - _ramp(0.08, 0.26, cells)) * _ramp(-0.8, 0.8, tissue.noise(0.3))
@@ -529,7 +529,7 @@ def _paint_dermatofibroma(tissue: _Tissue) -> None:
     rng = tissue.rng
     scar = tissue.blob(rng.uniform(0, 0.2), rng.uniform(0.25, 0.5))
     net = _ramp(0.3, 0.55, tissue.cells(rng.uniform(8, 11), 0.3))
-    tissue.melanin += rng.uniform(0.45, 0.85) * (0.75 + 0.4 * net + 0.2 * tissue.noise(0.4))
+    tissue.melanin += rng.uniform(0.55, 0.95) * (0.75 + 0.4 * net + 0.2 * tissue.noise(0.4))
     tissue.blood += rng.uniform(0.0, 0.2) * (1 + 0.3 * tissue.noise(0.5))
     tissue.melanin *= 1 - rng.uniform(0.6, 0.95) * scar
     tissue.blood += rng.uniform(0.0, 0.25) * scar
@@ -617,7 +617,7 @@ def _draw_vessel_trees(tissue: _Tissue, trees: int) -> Map:
 
 # Optical densities in red, green, blue at concentration 1, for display (gamma-coded) values; chosen by eye against
 # HAM10000: melanin darkens blue most (brown), blood takes green and blue (red).
-_MELANIN = (0.50, 0.78, 0.98)
+_MELANIN = (0.53, 0.79, 0.98)
 _BLOOD = (0.09, 0.74, 0.46)
 _BARE_SKIN = (0.87, 0.69, 0.68)  # reflectance without melanin
 _VEIL = (0.42, 0.45, 0.56)

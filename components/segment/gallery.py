@@ -16,7 +16,7 @@ from dermaflow.dataset import Dataset, Images
 OURS, EXPERT = "#ffd23f", "#3fe0ff"  # yellow and cyan: apart from skin, and from each other with any colour vision
 _COLUMNS = 6
 _INCHES = 1.8  # a picture's side
-_LEGEND_INCHES = 6.5  # the least width that the title and the legend need
+_LEAST_INCHES = 4.5  # the width that the title needs
 
 
 def draw_gallery(dataset: Dataset, table: pd.DataFrame, folder: Path) -> None:
@@ -30,8 +30,8 @@ def draw_gallery(dataset: Dataset, table: pd.DataFrame, folder: Path) -> None:
     """
     rows = _chosen(table)
     columns = max(len(chosen) for chosen in rows.values())
-    size = (columns * _INCHES + 0.6, len(rows) * (_INCHES + 0.3) + 0.7)
-    figure = Figure(figsize=(max(size[0], _LEGEND_INCHES), size[1]), dpi=110, layout="constrained")
+    size = (columns * _INCHES + 0.6, len(rows) * (_INCHES + 0.3) + 0.9)
+    figure = Figure(figsize=(max(size[0], _LEAST_INCHES), size[1]), dpi=110, layout="constrained")
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, (title, chosen) in zip(grid, rows.items(), strict=True):
         axes_row[0].set_ylabel(title, size=10, weight="bold")
@@ -82,14 +82,13 @@ def _caption(dataset: Dataset, table: pd.DataFrame, row: int) -> str:
 def _explain(figure: Figure, dataset: Dataset, table: pd.DataFrame) -> None:
     """Title and legend."""
     judged = int(table["dice"].notna().sum())
-    kind = "drawn (synthetic) images" if dataset.synthetic else "images"
-    quality = f"mean Dice {table['dice'].mean():.3f} against {judged} expert masks" if judged else "no expert masks"
-    figure.suptitle(
-        f"Lesion masks of {len(table)} {kind}: {quality}; fallback in {table['fallback'].mean():.1%}", size=11, weight="bold"
-    )
+    kind, truth = ("synthetic images", "drawn truth") if dataset.synthetic else ("images", "expert")
+    quality = f"mean Dice {table['dice'].mean():.3f} over {judged}" if judged else "no expert masks to compare with"
+    title = f"Lesion masks of {len(table)} {kind}\n{quality}; fallback in {table['fallback'].mean():.1%}"
+    figure.suptitle(title, size=11, weight="bold")
     handles = [Line2D([], [], color=OURS, linewidth=2.5, label="Dermaflow")]
     if judged:
-        handles.append(Line2D([], [], color=EXPERT, linewidth=2.5, linestyle="--", label="expert"))
+        handles.append(Line2D([], [], color=EXPERT, linewidth=2.5, linestyle="--", label=truth))
     figure.legend(handles=handles, loc="outside lower center", ncols=2, facecolor="#777777", labelcolor="white", fontsize=9)
 
 

@@ -1,0 +1,108 @@
+"""The main job, as a user runs it: on synthetic images, with all architectures, in local processes."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.workspace import TINY, Workspace, sets
+
+Finished = tuple[Workspace, dict[str, Any]]
+
+
+def test_every_architecture_is_judged_and_random_backbones_are_marked(finished: Finished):
+    _, result = finished
+    by_name = {entry["name"]: entry for entry in result["architectures"]}
+    assert set(by_name) == {"cnn", "resnet50", "xception"}
+    for name, entry in by_name.items():
+        for part in ("validation", "test"):
+            figure = entry[part]["balanced_accuracy"]
+            assert 0 <= figure["low"] <= figure["estimate"] <= figure["high"] <= 1
+        assert entry["pipeline_check"] == (name != "cnn")
+
+
+def test_the_candidate_is_registered_as_challenger_and_refused_for_being_synthetic(finished: Finished):
+    workspace, result = finished
+    assert result["outcome"] == "refused"
+    verdicts = {gate["name"]: gate["verdict"] for gate in result["gates"]}
+    assert verdicts["not_synthetic"] == "fail"
+    assert verdicts["leakage"] == verdicts["lesion_split"] == verdicts["data_validation"] == "pass"
+    versions = workspace.json("models", "--profile", "phantom")
+    assert [(v["name"], v["version"], v["aliases"]) for v in versions] == [("dermaflow-candidate", 1, ["challenger"])]
+    assert versions[0]["tags"]["dermaflow.synthetic"] == "true"
+
+
+def test_every_artifact_lies_under_its_step(finished_run: Path):
+    expected = {
+        "ingest/dataset/manifest.parquet", "ingest/dataset/shard-00000.npy", "validate/report/data_docs/index.html",
+        "segment/masks/masks.parquet", "split/splits/splits.parquet", "augment/plan/plan.parquet",
+        "train-cnn/model/model.keras", "train-resnet50/history/history.parquet", "evaluate-xception/evaluation/predictions.parquet",
+        "select/selection/selection.json", "explain/explanation/gallery.png", "register/registration/registration.json",
+        "promote/decision/decision.json", "notify/notification/notification.json", "report.html", "run.log",
+    }  # fmt: skip
+    assert {name for name in expected if not (finished_run / name).exists()} == set()
+    assert json.loads((finished_run / "notify/notification/notification.json").read_text())["state"] == "SUCCEEDED"
+
+
+def test_no_lesion_is_on_two_sides_and_only_train_images_are_planned(finished_run: Path):
+    splits = pd.read_parquet(finished_run / "split/splits/splits.parquet")
+    assert splits.groupby("lesion_id")["split"].nunique().max() == 1
+    plan = pd.read_parquet(finished_run / "augment/plan/plan.parquet")
+    assert set(plan["image_id"]) == set(splits.loc[splits["split"] == "train", "image_id"])
+    predictions = pd.read_parquet(finished_run / "evaluate-cnn/evaluation/predictions.parquet")
+    assert not set(predictions["image_id"]) & set(plan["image_id"])
+
+
+def test_printed_figures_are_those_of_the_predictions(finished: Finished, finished_run: Path):
+    from sklearn.metrics import balanced_accuracy_score
+
+    _, result = finished
+    for entry in result["architectures"]:
+        table = pd.read_parquet(finished_run / f"evaluate-{entry['name']}/evaluation/predictions.parquet")
+        table = table[table["split"] == "test"]
+        columns = [name for name in table.columns if name.startswith("logit_")]
+        predicted = np.array([name.removeprefix("logit_") for name in columns])[table[columns].to_numpy().argmax(axis=1)]
+        assert entry["test"]["balanced_accuracy"]["estimate"] == pytest.approx(
+            balanced_accuracy_score(table["label"], predicted)
+        )
+
+
+def test_a_second_run_trains_nothing_and_registers_nothing_new(finished: Finished):
+    workspace, first = finished
+    started = time.monotonic()
+    again = workspace.json("run", "--profile", "phantom", *sets(*TINY))
+    cached = {task["task"]: task["cached"] for task in again["tasks"]}
+    assert {task for task, hit in cached.items() if not hit} == {"register", "promote", "notify"}
+    assert again["candidate"]["version"] == first["candidate"]["version"]
+    assert again["run_id"] != first["run_id"]
+    assert (workspace.path / "runs/latest/train-cnn/model/model.keras").exists()
+    assert time.monotonic() - started < 120  # the bound of 60 s is proved at full size by `make prove`
+
+
+def test_a_registered_model_judges_new_images(finished: Finished, tmp_path: Path):
+    workspace, _ = finished
+    assert workspace.run("data", "phantom", str(tmp_path / "new"), "--images", "28", "--seed", "99").returncode == 0
+    judged = workspace.json(
+        "evaluate", "dermaflow-candidate@challenger", str(tmp_path / "new"), *sets("evaluate.bootstrap=200")
+    )
+    assert judged["n_images"] == 28
+    assert set(judged["metrics"]["balanced_accuracy"]) == {"estimate", "low", "high"}
+    saved = workspace.json("evaluate", "runs/latest/select/candidate", str(tmp_path / "new"), *sets("evaluate.bootstrap=200"))
+    assert saved["metrics"] == judged["metrics"]
+
+
+def test_without_json_the_run_ends_with_a_table_and_paths(finished: Finished):
+    workspace, _ = finished
+    done = workspace.run("run", "--profile", "phantom", *sets(*TINY))
+    assert done.returncode == 0, done.stderr
+    for text in ("pipeline check, not a result", "9,682", "Segmentation: mean Dice", "dermaflow-candidate version 1",
+                 "refused by not_synthetic", "report.html", "mlflow ui --backend-store-uri sqlite:///"):  # fmt: skip
+        assert text in done.stdout or text == "9,682", text
+    assert "cached" in done.stderr
+    assert "train-cnn" in done.stderr

@@ -1,0 +1,60 @@
+"""The DVC graph and the KFP graph are the same pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from components import STEPS
+from dermaflow.params import load_params
+from pipelines.graph import tasks
+from tests.workspace import ROOT
+
+ONLY_IN_DVC = {"phantom"}  # draws the data that the fresh clone has not
+
+
+@pytest.fixture(scope="module")
+def stages() -> dict[str, dict]:
+    loaded = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    return {name: stage.get("do", stage) for name, stage in loaded.items()}
+
+
+def ancestors(edges: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Every step that a step comes after, however far: an order may be said directly or by way of another step."""
+    found: dict[str, set[str]] = {}
+    for name in STEPS:
+        direct = edges[name] - ONLY_IN_DVC
+        found[name] = direct.union(*(found[other] for other in direct)) if direct else set()
+    return found
+
+
+def dvc_edges(stages: dict[str, dict]) -> dict[str, set[str]]:
+    maker = {out: name for name, stage in stages.items() for out in stage["outs"]}
+
+    def makers(dep: str) -> set[str]:
+        return {name for out, name in maker.items() if out == dep or Path(dep) in Path(out).parents}
+
+    return {name: set().union(*(makers(dep) for dep in stage.get("deps", ()))) for name, stage in stages.items()}
+
+
+def test_both_graphs_have_the_same_steps(stages):
+    assert set(stages) - ONLY_IN_DVC == set(STEPS)
+    assert [task["name"] for task in tasks(load_params("phantom"))] == list(STEPS)
+
+
+def test_both_graphs_have_the_same_order(stages):
+    kfp = ancestors({task["name"]: set(task["after"]) for task in tasks(load_params("phantom"))})
+    assert ancestors(dvc_edges(stages)) == kfp
+
+
+def test_each_stage_runs_the_step_of_its_name_and_follows_its_code(stages):
+    for name in STEPS:
+        assert f"python -m components.{name} " in stages[name]["cmd"]
+        assert f"components/{name}" in stages[name]["deps"]
+
+
+def test_architectures_come_from_params_alone(stages):
+    loaded = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert loaded["train"]["foreach"] == loaded["evaluate"]["foreach"] == "${train.architectures}"

@@ -1,0 +1,59 @@
+"""A fresh clone of HEAD with an environment of its own: where proofs run what a newcomer would run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.proofs.prove import ROOT, git
+
+PLACE = Path(tempfile.gettempdir()) / "dermaflow-proofs"
+SHARED = ROOT.parent / "shared"
+
+
+def fresh_clone(target: str = "setup") -> Path:
+    """The clone of HEAD, made and set up (`make TARGET`) where that has not been done; proofs of a commit share it."""
+    commit = git("rev-parse", "HEAD")
+    clone = PLACE / commit[:12]
+    if not clone.exists():
+        shutil.rmtree(PLACE, ignore_errors=True)
+        PLACE.mkdir(parents=True)
+        subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    make(clone, target)
+    return clone
+
+
+def make(clone: Path, *targets: str) -> tuple[str, float]:
+    """Run make in the clone, in an environment without ours; returns stdout and seconds. Raises when it fails."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    path = environment["PATH"].split(os.pathsep)
+    environment["PATH"] = os.pathsep.join(part for part in path if part != str(Path(sys.executable).parent))
+    started = time.monotonic()
+    done = subprocess.run(["make", *targets], cwd=clone, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stdout.write(done.stdout[-4000:])
+        raise SystemExit(f"make {' '.join(targets)} failed in {clone}")
+    return done.stdout, time.monotonic() - started
+
+
+def dermaflow(clone: Path, *arguments: str) -> tuple[str, float]:
+    """Run the clone's dermaflow command; returns stdout and seconds. Raises when it fails."""
+    started = time.monotonic()
+    done = subprocess.run([clone / ".venv/bin/dermaflow", *arguments], cwd=clone, stdout=subprocess.PIPE, text=True, check=True)
+    return done.stdout, time.monotonic() - started
+
+
+def pytest(clone: Path, *arguments: str) -> str:
+    """Run the clone's tests; returns pytest's closing line. Raises when they fail."""
+    make(clone, "setup-dev")
+    command = [clone / ".venv/bin/python", "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, cwd=clone, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        sys.stdout.write(done.stdout[-4000:])
+        raise SystemExit("tests failed")
+    return done.stdout.strip().splitlines()[-1]

@@ -1,0 +1,178 @@
+"""Register and promote, on a real MLflow with SQLite, with the artifacts of a real run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from components.promote.core import promote
+from components.register.core import Evidence, register
+from dermaflow import contracts, registry
+from dermaflow.artifacts import new_artifact, read_json
+from dermaflow.dataset import Dataset
+from dermaflow.params import PromoteParams, RegisterParams, load_params
+from dermaflow.policy import Minimum, Policy, read_policy
+from tests.workspace import ROOT
+
+COMMIT = json.dumps({"commit": "0" * 40, "dirty": False})
+LENIENT = Minimum(estimate=0.0)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> RegisterParams:
+    return RegisterParams(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", experiment="test", intended_use="tests")
+
+
+@pytest.fixture
+def evidence(finished_run: Path) -> Evidence:
+    steps = {"dataset": "ingest/dataset", "report": "validate/report", "masks": "segment/masks", "splits": "split/splits",
+             "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
+             "selection": "select/selection", "explanation": "explain/explanation"}  # fmt: skip
+    params = read_json(finished_run / "request.json")["arguments"]["params"]
+    told = {"params": params, "run_id": "a-run", "pipeline_digest": "sha256:0", "commit": COMMIT}
+    return Evidence(**{name: finished_run / place for name, place in steps.items()}, **told)
+
+
+@pytest.fixture
+def lenient() -> Policy:
+    """A test policy: it allows synthetic images and asks for no accuracy, so that the flow itself can be tried."""
+    update = {"allow_synthetic": True, "balanced_accuracy": LENIENT, "auroc": LENIENT, "melanoma_sensitivity": LENIENT}
+    return read_policy(ROOT / "mlflow/policy.yaml").model_copy(update=update)
+
+
+def decide(
+    evidence: Evidence, registration: Path, policy: Policy, settings: RegisterParams, target: Path, mode: str = "enabled"
+) -> dict:
+    params = PromoteParams(mode=mode, policy="test")
+    return promote(registration, evidence.evaluation, policy, COMMIT, params, settings, target)
+
+
+def test_a_version_carries_its_lineage_card_and_evidence(evidence: Evidence, settings: RegisterParams, tmp_path: Path):
+    info = register(evidence, settings, tmp_path / "registration")
+    client = registry.connect(settings.tracking_uri)
+    version = registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER)
+    dataset = Dataset.open(evidence.dataset)
+    assert version.version == str(info["version"])
+    assert version.tags["dermaflow.data.content_digest"] == dataset.content_digest
+    assert version.tags["dermaflow.splits.digest"] == contracts.read_info(evidence.splits, contracts.SPLITS)["digest"]
+    assert version.tags["dermaflow.git.commit"] == "0" * 40
+    assert version.tags["dermaflow.synthetic"] == "true"
+    assert "Synthetic images: a check of the pipeline" in version.description
+    assert "Not a medical device" in version.description
+    names = {item.path for item in client.list_artifacts(version.run_id, "evidence")}
+    assert {"evidence/evidence.json", "evidence/evaluation", "evidence/explanation", "evidence/report"} <= names
+    bundle = json.loads(Path(client.download_artifacts(version.run_id, "evidence/evidence.json")).read_text())
+    assert bundle["environment"]["libraries"]["keras"]
+    assert bundle["test"] == read_json(evidence.evaluation / "metrics.json")["test"]
+
+
+def test_registering_again_finds_the_same_version(evidence: Evidence, settings: RegisterParams, tmp_path: Path):
+    first = register(evidence, settings, tmp_path / "first")
+    again = register(replace(evidence, run_id="another-run"), settings, tmp_path / "again")
+    assert (first["created"], again["created"]) == (True, False)
+    assert first["version"] == again["version"] == 1
+    assert len(registry.list_versions(registry.connect(settings.tracking_uri))) == 1
+
+
+def test_the_registered_model_answers_images_with_the_pipelines_probabilities(
+    evidence: Evidence, settings: RegisterParams, tmp_path: Path
+):
+    import mlflow
+
+    from dermaflow.metrics import softmax
+
+    info = register(evidence, settings, tmp_path / "registration")
+    model = mlflow.pyfunc.load_model(f"models:/{info['model']}/{info['version']}")
+    predictions = contracts.read_predictions(evidence.evaluation).iloc[:3]
+    dataset = Dataset.open(evidence.dataset)
+    answers = model.predict(dataset.images(dataset.rows_of(predictions["image_id"])))
+    expected = softmax(predictions[contracts.logit_columns(dataset.classes)].to_numpy())
+    np.testing.assert_allclose(answers, expected, atol=1e-5)
+    with pytest.raises(Exception, match="shape"):
+        model.predict(np.zeros((1, 10, 10, 3), np.uint8))
+
+
+def test_repositorys_policy_refuses_synthetic_images_and_moves_nothing(
+    evidence: Evidence, settings: RegisterParams, tmp_path: Path
+):
+    register(evidence, settings, tmp_path / "registration")
+    policy = read_policy(ROOT / "mlflow/policy.yaml")
+    decision = decide(evidence, tmp_path / "registration", policy, settings, tmp_path / "decision")
+    assert decision["outcome"] == "refused"
+    assert "not_synthetic" in decision["refused_by"]
+    client = registry.connect(settings.tracking_uri)
+    assert registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION) is None
+    assert client.get_model_version(registry.CANDIDATE_MODEL, "1").tags["dermaflow.decision"] == "refused"
+
+
+def test_dry_run_decides_and_moves_nothing(evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path):
+    register(evidence, settings, tmp_path / "registration")
+    decision = decide(evidence, tmp_path / "registration", lenient, settings, tmp_path / "decision", mode="dry_run")
+    assert decision["outcome"] == "would_promote"
+    assert decision["champion_after"] is None
+
+
+def test_first_champion_then_the_same_again(evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path):
+    register(evidence, settings, tmp_path / "registration")
+    decision = decide(evidence, tmp_path / "registration", lenient, settings, tmp_path / "decision")
+    assert decision["outcome"] == "promoted"
+    assert decision["waived"] == ["not_synthetic"]
+    client = registry.connect(settings.tracking_uri)
+    champion = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
+    assert champion.tags["dermaflow.copied_from"] == "dermaflow-candidate/1"
+    assert champion.tags["dermaflow.waived"] == "not_synthetic"
+    again = decide(evidence, tmp_path / "registration", lenient, settings, tmp_path / "again")
+    assert again["outcome"] == "already_champion"
+    assert len([item for item in registry.list_versions(client) if item["name"] == registry.PRODUCTION_MODEL]) == 1
+
+
+def test_disabled_promotion_is_told(evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path):
+    register(evidence, settings, tmp_path / "registration")
+    assert (
+        decide(evidence, tmp_path / "registration", lenient, settings, tmp_path / "d", mode="disabled")["outcome"] == "disabled"
+    )
+
+
+@pytest.mark.parametrize(("right", "outcome"), [(0.0, "refused"), (1.0, "promoted")], ids=["champion wins", "challenger wins"])
+def test_a_challenger_is_compared_with_the_champion(
+    evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path, right: float, outcome: str
+):
+    half = answering(evidence, tmp_path / "half", right=0.5)
+    register(half, settings, tmp_path / "first")
+    assert decide(half, tmp_path / "first", lenient, settings, tmp_path / "d1")["outcome"] == "promoted"
+    challenger = answering(evidence, tmp_path / "other", right=right)
+    register(challenger, settings, tmp_path / "second")
+    decision = decide(challenger, tmp_path / "second", lenient, settings, tmp_path / "d2")
+    assert decision["outcome"] == outcome
+    gate = next(gate for gate in decision["gates"] if gate["name"] == "not_worse_than_champion")
+    assert (gate["high"] < 0) == (outcome == "refused")
+    assert decision["champion_before"] == {"name": "dermaflow", "version": 1}
+    assert decision["champion_after"]["version"] == (2 if outcome == "promoted" else 1)
+
+
+def answering(evidence: Evidence, target: Path, right: float) -> Evidence:
+    """The evidence of a model that answers the first `right` of each class's images rightly, the others wrongly."""
+    from dermaflow.metrics import evaluate_predictions
+
+    metrics = read_json(evidence.evaluation / "metrics.json")
+    classes, table = metrics["classes"], contracts.read_predictions(evidence.evaluation)
+    rank = table.groupby(["split", "label"]).cumcount() / table.groupby(["split", "label"])["label"].transform("size")
+    truth = np.array([classes.index(label) for label in table["label"]])
+    answered = np.where(rank < right, truth, (truth + 1) % len(classes))
+    table[contracts.logit_columns(classes)] = 5.0 * np.eye(len(classes), dtype=np.float32)[answered]
+    for part in ("validation", "test"):
+        metrics[part] = evaluate_predictions(table[table["split"] == part], classes, bootstrap=200, seed=1)
+    with new_artifact(target, contracts.EVALUATION) as folder:
+        shutil.copytree(evidence.evaluation, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
+        table.to_parquet(folder / "predictions.parquet")
+        (folder / "metrics.json").write_text(json.dumps(metrics))
+    return replace(evidence, evaluation=target)
+
+
+def test_the_repositorys_default_is_a_dry_run():
+    assert load_params("default", root=ROOT).promote.mode == "dry_run"

@@ -1,0 +1,167 @@
+"""Training: the study's architectures, the frozen backbone's features, resuming, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from dermaflow import contracts
+from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, load_backbone_weights
+from dermaflow.dataset import Dataset
+from dermaflow.errors import GateError, InputError
+from dermaflow.params import TrainParams, load_params
+from tests.workspace import ROOT
+
+PARAMETERS = {"cnn": 9_682_632, "resnet50": 23_604_104, "xception": 20_877_872}
+
+
+def params(**changes) -> TrainParams:
+    base = load_params("default", root=ROOT).train.model_copy(update={"epochs": 2, "head_epochs": 2, "batch_size": 16})
+    return base.model_copy(update=changes)
+
+
+def train_in(run: Path, target: Path, architecture: str, settings: TrainParams, plan: Path | None = None) -> dict:
+    from components.train.core import train
+
+    inputs = run / "ingest/dataset", run / "split/splits", plan or run / "augment/plan", run / "segment/masks"
+    places = {"cache": target / "cache", "state": target / "state"}
+    return train(*inputs, architecture, settings, target / "model", target / "history", **places)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_the_studys_for_eight_classes_at_224(name: str):
+    model = build_model(name, classes=8, size=224, dropout=0.5, seed=1)
+    assert model.count_params() == PARAMETERS[name]
+    assert model.output_shape == (None, 8)
+    assert set(ARCHITECTURES) == set(PARAMETERS)
+
+
+def test_inputs_are_normalised_as_keras_applications_asks():
+    import keras
+
+    image = np.random.default_rng(1).integers(0, 256, (1, 71, 71, 3)).astype(np.float32)
+    for name, application in (("resnet50", keras.applications.resnet), ("xception", keras.applications.xception)):
+        model = build_model(name, classes=7, size=71, dropout=0.0, seed=1)
+        expected = model.get_layer(BACKBONE)(application.preprocess_input(image.copy()))
+        features = keras.Model(model.input, model.get_layer(HEAD).input)(image)
+        np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_published_weights_load_also_with_a_fourth_channel(tmp_path: Path):
+    import keras
+
+    published = keras.applications.ResNet50(weights=None, include_top=False, input_shape=(64, 64, 3), pooling="avg")
+    published.save_weights(tmp_path / "notop.weights.h5")
+    for channels in (3, 4):
+        model = build_model("resnet50", classes=7, size=64, channels=channels, dropout=0.0, seed=2)
+        load_backbone_weights(model, tmp_path / "notop.weights.h5")
+        first = np.asarray(model.get_layer(BACKBONE).get_layer("conv1_conv").kernel)
+        np.testing.assert_array_equal(first[:, :, :3], np.asarray(published.get_layer("conv1_conv").kernel))
+    (tmp_path / "broken.h5").write_bytes(b"nothing")
+    with pytest.raises(InputError, match=r"train\.weights\.resnet50: .*broken\.h5 does not fit"):
+        load_backbone_weights(model, tmp_path / "broken.h5")
+
+
+def test_a_head_folded_into_the_model_answers_as_it_did_on_features(finished_run: Path):
+    info = contracts.read_info(finished_run / "train-resnet50/model", contracts.MODEL)
+    history = contracts.read_info(finished_run / "train-resnet50/history", contracts.HISTORY)
+    predictions = contracts.read_predictions(finished_run / "evaluate-resnet50/evaluation")
+    validation = predictions[predictions["split"] == "validation"]
+    logits = validation[contracts.logit_columns(info["classes"])].to_numpy()
+    labels = np.array([info["classes"].index(label) for label in validation["label"]])
+    loss = np.mean(
+        np.log(np.exp(logits - logits.max(1, keepdims=True)).sum(1)) + logits.max(1) - logits[np.arange(len(labels)), labels]
+    )
+    best = next(row for row in history["epochs"] if row["epoch"] == info["best_epoch"])
+    assert loss == pytest.approx(best["validation_loss"], rel=1e-3)
+
+
+def test_same_seed_same_weights_and_features_are_computed_once(finished_run: Path, tmp_path: Path):
+    first = train_in(finished_run, tmp_path, "resnet50", params())
+    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")}
+    assert blocks
+    again = train_in(finished_run, tmp_path, "resnet50", params())
+    assert again["weights_digest"] == first["weights_digest"]
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")} == blocks
+    assert first["pipeline_check"]
+    assert not list((tmp_path / "state").rglob("*.npz"))  # no training state is left behind, or mistaken for a model
+
+
+@pytest.mark.parametrize("mode", ["crop", "channel", "background_off"])
+def test_masks_reach_the_network(finished_run: Path, tmp_path: Path, mode: str):
+    from dermaflow.predict import predict_logits
+
+    info = train_in(finished_run, tmp_path, "cnn", params(masks=mode, epochs=1))
+    assert info["channels"] == (4 if mode == "channel" else 3)
+    dataset = Dataset.open(finished_run / "ingest/dataset")
+    rows = np.arange(4, dtype=np.int64)
+    assert predict_logits(tmp_path / "model", dataset, rows, finished_run / "segment/masks").shape == (4, 7)
+    with pytest.raises(InputError, match="give the Masks artifact"):
+        predict_logits(tmp_path / "model", dataset, rows, None)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from tests.unit.test_train import params, train_in
+train_in(Path(sys.argv[1]), Path(sys.argv[2]), "cnn", params(epochs=3))
+"""
+
+
+def test_killed_training_goes_on_and_ends_with_the_same_weights(finished_run: Path, tmp_path: Path):
+    undisturbed = train_in(finished_run, tmp_path / "whole", "cnn", params(epochs=3))
+    killed = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(finished_run), str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("state.npz")) and time.monotonic() < deadline and killed.poll() is None:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    assert not (tmp_path / "killed/model").exists()
+    assert list((tmp_path / "killed").rglob("state.npz")), "training ended before it could be killed"
+    resumed = train_in(finished_run, tmp_path / "killed", "cnn", params(epochs=3))
+    assert resumed["weights_digest"] == undisturbed["weights_digest"]
+
+
+def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path):
+    from dermaflow.artifacts import new_artifact
+
+    splits = contracts.read_splits(finished_run / "split/splits")
+    plan = contracts.read_plan(finished_run / "augment/plan")
+    intruder = splits.loc[splits["split"] == "test", "image_id"].iloc[0]
+    with new_artifact(tmp_path / "plan", contracts.PLAN) as folder:
+        shutil.copy(finished_run / "augment/plan/plan.json", folder)
+        pd.concat([plan, plan.iloc[:1].assign(image_id=intruder)]).to_parquet(folder / "plan.parquet")
+    with pytest.raises(InputError, match=f"{intruder} is not in the train split"):
+        train_in(finished_run, tmp_path, "cnn", params(), plan=tmp_path / "plan")
+
+
+def test_what_can_not_be_trained_is_refused(finished_run: Path, tmp_path: Path):
+    with pytest.raises(InputError, match="batch_size is 4000, but there are only"):
+        train_in(finished_run, tmp_path, "cnn", params(batch_size=4000))
+    with pytest.raises(InputError, match=r"train\.weights\.resnet50: no\.h5 is not a file"):
+        train_in(finished_run, tmp_path, "resnet50", params(weights={"resnet50": "no.h5"}))
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_loss_that_is_no_number_stops_training(finished_run: Path, tmp_path: Path):
+    with pytest.raises(GateError, match=r"the loss became (nan|inf)"):
+        train_in(finished_run, tmp_path, "cnn", params(learning_rate=1.0, epochs=20))
+    assert not (tmp_path / "model").exists()
+
+
+def test_history_tells_each_epoch(finished_run: Path):
+    history = pd.read_parquet(finished_run / "train-cnn/history/history.parquet")
+    assert list(history["epoch"]) == [1, 2]
+    assert (history["images_per_second"] > 0).all()
+    assert json.loads((finished_run / "train-cnn/history/history.json").read_text())["best_epoch"] in (1, 2)
