@@ -42,8 +42,9 @@ def test_every_artifact_lies_under_its_step(finished_run: Path):
     expected = {
         "ingest/dataset/manifest.parquet", "ingest/dataset/shard-00000.npy", "validate/report/data_docs/index.html",
         "segment/masks/masks.parquet", "split/splits/splits.parquet", "augment/plan/plan.parquet",
-        "train-cnn/model/model.keras", "train-resnet50/history/history.parquet", "evaluate-xception/evaluation/predictions.parquet",
-        "select/selection/selection.json", "explain/explanation/gallery.png", "register/registration/registration.json",
+        "train-cnn/model/model.keras", "train-resnet50/history/history.parquet",
+        "evaluate-xception/evaluation/predictions.parquet", "select/selection/selection.json",
+        "explain/explanation/gallery.png", "register/registration/registration.json",
         "promote/decision/decision.json", "notify/notification/notification.json", "report.html", "run.log",
     }  # fmt: skip
     assert {name for name in expected if not (finished_run / name).exists()} == set()
