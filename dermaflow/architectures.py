@@ -28,7 +28,7 @@ def cnn(images: Any, _shape: Shape) -> Any:
     """The study's own CNN: four valid 3x3 convolutions, each with 2x2 max-pooling, then a dense layer of 512."""
     from keras import layers
 
-    x = layers.Rescaling(1 / 255, name="rescale")(images)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(images)
     for index, filters in enumerate((32, 64, 128, 128), start=1):
         x = layers.Conv2D(filters, 3, activation="relu", name=f"conv{index}")(x)
         x = layers.MaxPooling2D(2, name=f"pool{index}")(x)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import yaml
 
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
@@ -19,7 +20,12 @@ from pipelines.report_pictures import Picture, Sample, embed, sample
 from pipelines.results import artifact
 
 REJECTS_LISTED = 20
-DX_TYPES = {"histo": "histopathology", "follow_up": "follow-up", "consensus": "expert consensus", "confocal": "confocal microscopy"}
+DX_TYPES = {
+    "histo": "histopathology",
+    "follow_up": "follow-up",
+    "consensus": "expert consensus",
+    "confocal": "confocal microscopy",
+}
 Info = dict[str, Any]
 
 
@@ -90,7 +96,7 @@ def gather(run: Run) -> Info:
         "started_at": run.request["started_at"],
         "profile": arguments["profile"],
         "params": run.request["params"],
-        "policy": arguments["policy"],
+        "policy": yaml.safe_load(arguments["policy"]),  # JSON, or the file itself in older runs
         "commit": json.loads(arguments["commit"]),
         "tasks": run.tasks,
         "outcome": _outcome(run, registration, decision),
@@ -176,8 +182,8 @@ def _banners(dataset: Dataset | None, splits: Info | None, architectures: list[I
     if splits is not None and not splits["promotable"]:
         leaks = splits["leakage"]["all"]
         banners.append(
-            f"Random split by image, not by lesion: {leaks['with_relative_in_train']} of {leaks['test_images']} test images have "
-            "a relative in train, so every figure below is too good. Such a model can not be promoted."
+            f"Random split by image, not by lesion: {leaks['with_relative_in_train']} of {leaks['test_images']} test images "
+            "have a relative in train, so every figure below is too good. Such a model can not be promoted."
         )
     if decision is not None and decision["waived"]:
         banners.append(f"The policy waived: {', '.join(decision['waived'])}.")

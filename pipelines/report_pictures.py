@@ -5,11 +5,11 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
@@ -66,16 +66,16 @@ def sample(dataset: Dataset, split_of: dict[str, str], seed: int) -> dict[str, l
 
 
 def _sample_class(dataset: Dataset, rows: pd.DataFrame, split_of: dict[str, str], seed: int) -> list[Sample]:
-    order = rows["image_id"].map(lambda image: hashlib.sha256(f"{seed}/{image}".encode()).hexdigest()).sort_values()
-    places = order.index.to_numpy(np.int64)[:SAMPLES_PER_CLASS]
-    ids: Sequence[str] = rows["image_id"].loc[places].tolist()
+    keys = [hashlib.sha256(f"{seed}/{image_id}".encode()).hexdigest() for image_id in rows["image_id"]]
+    chosen = rows.assign(key=keys).sort_values("key").head(SAMPLES_PER_CLASS)
+    images = dataset.images(chosen.index.to_numpy(np.int64))
     return [
         Sample(_thumbnail(pixels), image_id, split_of.get(image_id))
-        for pixels, image_id in zip(dataset.images(places), ids, strict=True)
+        for pixels, image_id in zip(images, chosen["image_id"], strict=True)
     ]
 
 
-def _thumbnail(pixels: np.ndarray) -> Picture:
+def _thumbnail(pixels: npt.NDArray[np.uint8]) -> Picture:
     image = Image.fromarray(pixels)
     image.thumbnail((SAMPLE_SIDE, SAMPLE_SIDE), Image.Resampling.LANCZOS)
     return _picture(_jpeg(image, quality=85), "jpeg", image)

@@ -68,7 +68,7 @@ class SourceFolder:
 def draw_source(
     folder: Path, pictures: dict[str, npt.NDArray[np.uint8]], ending: str = ".png", **columns: list[str]
 ) -> SourceFolder:
-    """A source of the given pictures (uint8 RGB or grey, by image id): each is a nevus of its own lesion unless `columns` say so."""
+    """A source of pictures (uint8 RGB or grey, by image id), each a nevus of its own lesion unless `columns` say so."""
     import cv2
 
     (folder / "images").mkdir(parents=True)

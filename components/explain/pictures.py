@@ -151,6 +151,6 @@ def _outline(axes: Axes, lesion: npt.NDArray[np.uint8], lines: Sequence[tuple[st
 def _draw_scale(sheet: _Sheet, top: float, drawn: AxesImage) -> None:
     width = 5.0
     axes = sheet.axes((sheet.width - width) / 2, top + 0.15, width, 0.12)
-    bar = sheet.figure.colorbar(drawn, cax=axes, orientation="horizontal", extend="both")
+    bar = sheet.figure.colorbar(drawn, cax=axes, orientation="horizontal", extend="both", format="%.2g")
     bar.ax.tick_params(labelsize=8)
     bar.set_label("contribution of a pixel to the logit of the predicted class (one scale for all images)", fontsize=8.5)

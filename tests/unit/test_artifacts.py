@@ -3,6 +3,7 @@
 import json
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -25,10 +26,13 @@ class PowerCutError(Exception):
     """Something that a step does not expect."""
 
 
-def build(target, text="one", kind="masks"):
+def build(target, text="one", kind="masks", error=None):
+    """Build an artifact of two files, or fail after the first."""
     with new_artifact(target, kind) as folder:
         (folder / "part").mkdir()
         (folder / "part" / "a.txt").write_text(text)
+        if error:
+            raise error
         (folder / "b.bin").write_bytes(b"\0\1")
     return open_artifact(target, kind)
 
@@ -61,17 +65,15 @@ def test_nothing_is_at_the_target_before_the_end(tmp_path):
 
 @pytest.mark.parametrize("error", [PowerCutError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_left_when_the_work_fails(tmp_path, error):
-    with pytest.raises(error), new_artifact(tmp_path / "a", "masks") as folder:
-        (folder / "half.txt").write_text("half")
-        raise error
+    with pytest.raises(error):
+        build(tmp_path / "a", error=error)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_old_artifact_survives_a_rebuild_that_fails(tmp_path):
     before = build(tmp_path / "a")
-    with pytest.raises(PowerCutError), new_artifact(tmp_path / "a", "masks") as folder:
-        (folder / "b.bin").write_bytes(b"new")
-        raise PowerCutError
+    with pytest.raises(PowerCutError):
+        build(tmp_path / "a", text="two", error=PowerCutError)
     assert open_artifact(tmp_path / "a", "masks") == before
     assert changed_files(before) == []
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -121,8 +123,8 @@ def test_the_working_folder_itself_is_refused_as_a_target(tmp_path, monkeypatch)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     with pytest.raises(InputError):
-        build(type(tmp_path)())
-    assert os.listdir() == []
+        build(Path())
+    assert list(Path().iterdir()) == []
 
 
 def test_the_seal_shows_a_changed_and_a_missing_file(tmp_path):

@@ -1,0 +1,380 @@
+"""The run report: one self-contained, deterministic page that says what the artifacts say, also of a failed run."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from html import escape
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from PIL import Image
+
+from dermaflow.errors import InputError
+from pipelines.report import duration, pretty, write_report
+
+SECTIONS = ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision", "Pipeline", "Limits")
+VOID = {"meta", "img", "br", "rect"}
+CHROMIUM = Path("/usr/bin/chromium")
+
+
+class Page(HTMLParser):
+    """What a reader finds on the page: elements with their attributes, headings, table cells, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.headings: list[tuple[int, str]] = []
+        self.tables: dict[str, list[list[float]]] = {}  # exact values of <data>, row by row
+        self.text = ""
+        self.open: list[str] = []
+        self._rows: list[list[float]] = []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(self.text.split())
+
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
+        self.elements.append((tag, attributes))
+        if tag not in VOID:
+            self.open.append(tag)
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append((int(tag[1]), ""))
+        elif tag == "table":
+            self._rows = self.tables[attributes["aria-labelledby"]] = []
+        elif tag == "tr":
+            self._rows.append([])
+        elif tag == "data" and "table" in self.open:
+            self._rows[-1].append(float(attributes["value"]))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data):
+        if "style" not in self.open:
+            self.text += data
+            if self.open and re.fullmatch("h[1-6]", self.open[-1]):
+                level, text = self.headings[-1]
+                self.headings[-1] = (level, text + data)
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def read(folder: Path) -> tuple[str, Page]:
+    html = write_report(folder).read_text()
+    return html, Page(html)
+
+
+def write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that may be spoilt, without what the report does not read."""
+    unread = shutil.ignore_patterns("*.keras", "*.npz", "mask-*", "truth-*", "for-loop*", "data_docs", "report.html")
+    return Path(shutil.copytree(finished_run, tmp_path / finished_run.name, ignore=unread))
+
+
+def fail_at(run: Path, step: str, state: str | None = "FAILED") -> None:
+    """Leave the run as it is when `step` fails (or, without a state, when it is interrupted there)."""
+    order = ("ingest", "validate", "split", "augment", "segment")  # KFP's own order of independent steps may differ
+    tasks = json.loads((run / "tasks.json").read_text())
+    tasks.sort(key=lambda task: order.index(task["task"]) if task["task"] in order else len(order))
+    place = [task["task"] for task in tasks].index(step)
+    for task in tasks[place:]:
+        if task["task"] != "notify":
+            shutil.rmtree(run / task["task"])
+    kept = tasks[:place] + ([{**tasks[place], "state": state}, tasks[-1]] if state else [])
+    write(run / "tasks.json", kept)
+
+
+# --- a finished run ---
+
+
+def test_the_page_is_whole_and_can_be_read_with_any_reader(run: Path):
+    html, page = read(run)
+    assert html.startswith("<!DOCTYPE html>")
+    assert page.open == []
+    assert [text for level, text in page.headings if level == 1] == [f"Run {run.name}"]
+    assert tuple(text for level, text in page.headings if level == 2) == SECTIONS
+    levels = [level for level, _ in page.headings]
+    assert all(later - earlier <= 1 for earlier, later in pairwise(levels))
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    named = [attributes[key] for _, attributes in page.elements for key in ("aria-labelledby",) if key in attributes]
+    links = [attributes["href"].removeprefix("#") for attributes in page.all("a")]
+    assert set(named + links) <= set(ids)
+    assert {text.lower() for text in SECTIONS} <= set(links)
+    assert all(attributes.get("alt") for attributes in page.all("img"))
+    assert all(attributes.get("scope") in ("row", "col", "colgroup") for attributes in page.all("th"))
+    assert "did not finish" not in page.text
+    assert "undefined" not in page.text.lower()
+
+
+def test_nothing_is_loaded_from_anywhere(run: Path):
+    html, page = read(run)
+    assert not re.search(r"https?://|//cdn|@import|url\(", html)
+    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "base", "form")]
+    assert all(attributes["src"].startswith("data:image/") for attributes in page.all("img"))
+    assert len(page.all("img")) >= 7 + 9  # a sample of each class, and the artifacts' own pictures
+    assert len(html.encode()) < 15_000_000
+
+
+def test_the_same_artifacts_give_the_same_bytes(run: Path, tmp_path: Path):
+    first = write_report(run).read_bytes()
+    assert write_report(run).read_bytes() == first
+    elsewhere = Path(shutil.copytree(run, tmp_path / "elsewhere" / run.name))
+    assert write_report(elsewhere).read_bytes() == first
+    assert [path.name for path in run.glob("*report.html*")] == ["report.html"]  # no temporary file is left
+
+
+def test_every_figure_is_the_one_in_its_artifact(run: Path):
+    _, page = read(run)
+
+    def values(interval: dict) -> list[float]:
+        return [interval[end] for end in ("estimate", "low", "high") if interval[end] is not None]
+
+    metrics = json.loads((run / "select/evaluation/metrics.json").read_text())
+    judged = [*metrics["test"]["per_class"].values(), metrics["test"]["overall"]]
+    names = ("sensitivity", "specificity", "precision", "f1", "auroc")
+    assert page.tables["per-class"][1:] == [[v for name in names for v in values(row[name])] for row in judged]
+
+    for name, row in zip(("cnn", "resnet50", "xception"), page.tables["architectures"][2:], strict=True):
+        metrics = json.loads((run / f"evaluate-{name}/evaluation/metrics.json").read_text())
+        validation, test = metrics["validation"]["overall"], metrics["test"]["overall"]
+        shown = [validation[key] for key in ("balanced_accuracy", "auroc")]
+        shown += [test[key] for key in ("balanced_accuracy", "accuracy", "auroc")]
+        shown += [metrics["test"]["per_class"]["mel"]["sensitivity"]]
+        assert row == [v for interval in shown for v in values(interval)]
+
+    masks = json.loads((run / "segment/masks/masks.json").read_text())
+    dice = [entry["mean_dice"] for entry in (*masks["classes"].values(), masks)]
+    assert [row[0] for row in page.tables["dice"][1:-1]] == dice
+
+    decision = json.loads((run / "promote/decision/decision.json").read_text())
+    gates = [[v for v in (*values(gate), gate["threshold"]) if v is not None] for gate in decision["gates"]]
+    assert page.tables["gates"][1:] == gates
+
+    tasks = json.loads((run / "tasks.json").read_text())
+    assert [row for row in page.tables["steps"] if row] == [[task["seconds"]] for task in tasks]
+
+
+def test_the_head_says_what_became_of_the_run(run: Path):
+    _, page = read(run)
+    decision = json.loads((run / "promote/decision/decision.json").read_text())
+    dataset = json.loads((run / "ingest/dataset/dataset.json").read_text())
+    request = json.loads((run / "request.json").read_text())
+    head = page.text.split("Images and lesions", 1)[0]
+    assert "Refused. dermaflow-candidate version 1 (cnn) did not pass" in head
+    assert all(gate.replace("_", " ") in head for gate in decision["refused_by"])
+    assert "Synthetic images: a check of the pipeline, not a result" in head
+    assert "the backbone of resnet50 and xception has random weights" in head
+    assert dataset["content_digest"] in head
+    assert request["started_at"].replace("T", " ") in head
+    assert (json.loads(request["arguments"]["commit"])["commit"] or "not known") in head
+
+
+@pytest.mark.parametrize(
+    ("outcome", "said"),
+    [
+        (
+            "promoted",
+            "Promoted. dermaflow-candidate version 1 (cnn) passed every gate and is now dermaflow version 3, the champion",
+        ),
+        (
+            "already_champion",
+            "Champion already. dermaflow-candidate version 1 (cnn) passed every gate and is dermaflow version 3",
+        ),
+        ("would_promote", "Would be promoted. dermaflow-candidate version 1 (cnn) passed every gate. promote.mode is dry_run"),
+        ("disabled", "Not promoted. dermaflow-candidate version 1 (cnn) is registered; promotion is disabled"),
+    ],
+)
+def test_every_outcome_has_its_sentence(run: Path, outcome: str, said: str):
+    path = run / "promote/decision/decision.json"
+    decision = json.loads(path.read_text())
+    write(path, {**decision, "outcome": outcome, "refused_by": [], "champion_after": {"name": "dermaflow", "version": 3}})
+    assert said in read(run)[1].text
+
+
+def test_a_random_split_is_named_in_a_banner_with_its_leakage(run: Path):
+    path = run / "split/splits/splits.json"
+    splits = json.loads(path.read_text())
+    splits["leakage"]["all"] |= {"with_relative_in_train": 3, "share": 3 / splits["leakage"]["all"]["test_images"]}
+    write(path, {**splits, "strategy": "random", "promotable": False})
+    text = read(run)[1].text
+    assert f"Random split by image, not by lesion: 3 of {splits['leakage']['all']['test_images']} test images have" in text
+
+
+def test_rejects_and_failing_rows_are_listed(run: Path):
+    rejects = pd.DataFrame([("img1", "les1", "data/img1.jpg", "truncated", "cut off after 12 bytes")] * 30,
+                           columns=["image_id", "lesion_id", "uri", "reason", "detail"])  # fmt: skip
+    rejects.to_parquet(run / "ingest/dataset/rejects.parquet")
+    path = run / "validate/report/validation.json"
+    report = json.loads(path.read_text())
+    rule = {
+        **report["rules"][4],
+        "success": False,
+        "failing": 1,
+        "rows": [{"image_id": "img7", "lesion_id": "les7", "label": "wart"}],
+    }
+    write(path, {**report, "success": False, "blocking": ["the label"], "rules": [rule, *report["rules"]]})
+    text = read(run)[1].text
+    assert "30 images: truncated 30" in text
+    assert "the first 20" in text
+    assert "cut off after 12 bytes" in text
+    assert "image_id img7, lesion_id les7, label wart" in text
+    assert "Blocking rules failed: the label" in text
+
+
+# --- text from data ---
+
+
+def renamed(value: object, names: dict[str, str]) -> object:
+    """A JSON value with parts of its keys and texts replaced."""
+    if isinstance(value, dict):
+        return {renamed(key, names): renamed(item, names) for key, item in value.items()}
+    if isinstance(value, list):
+        return [renamed(item, names) for item in value]
+    if isinstance(value, str):
+        for old, new in names.items():
+            value = value.replace(old, new)
+    return value
+
+
+def test_text_from_data_can_not_become_part_of_the_page(run: Path):
+    names = {"vasc": "<script>alert('vasc')</script>", "PHI_": '"><img src=x onerror=alert(1)>', "phantom": "</title><script>1"}
+    for path in run.rglob("*.json"):
+        if path.name != "artifact.json":
+            write(path, renamed(json.loads(path.read_text()), names))
+    for path in (run / "ingest/dataset/manifest.parquet", run / "split/splits/splits.parquet"):
+        table = pd.read_parquet(path)
+        texts = {name: [renamed(value, names) for value in table[name]] for name in ("image_id", "lesion_id", "label")}
+        table.assign(**texts).to_parquet(path)
+    html, page = read(run)
+    assert "script" not in {tag for tag, _ in page.elements}
+    assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
+    assert all(attributes["src"].startswith("data:image/") for attributes in page.all("img"))
+    assert "<script>alert('vasc')</script>" in page.text  # as text
+    assert "&lt;script&gt;" in html
+    assert tuple(text for level, text in page.headings if level == 2) == SECTIONS
+
+
+def test_passwords_in_addresses_are_not_passed_on(run: Path):
+    path = run / "request.json"
+    request = json.loads(path.read_text())
+    request["params"]["register"]["tracking_uri"] = "postgresql://me:hunter2@db.example/mlflow"
+    write(path, request)
+    html, _ = read(run)
+    assert "hunter2" not in html
+    assert pretty("postgresql://me:hunter2@db/mlflow") == '"postgresql://me:***@db/mlflow"'
+
+
+# --- runs that ended early ---
+
+MISSING = {
+    "ingest": SECTIONS[:-2],
+    "validate": ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision"),
+    "segment": ("Segmentation", "Training", "Evaluation", "Explanation", "Decision"),
+    "train-resnet50": ("Training", "Evaluation", "Explanation", "Decision"),
+    "explain": ("Explanation", "Decision"),
+    "promote": ("Decision",),
+}
+
+
+@pytest.mark.parametrize("step", MISSING)
+def test_a_failed_run_says_where_it_failed_and_what_is_missing(run: Path, step: str):
+    fail_at(run, step)
+    event = {
+        "event": "error",
+        "step": step.partition("-")[0],
+        "message": "<b>the file</b> is no file; give another",
+        "exit_code": 2,
+    }
+    (run / "run.log").write_text(f"some line\n::dermaflow {json.dumps(event)}\n")
+    html, page = read(run)
+    assert f"Failed. The run failed at step {step}." in page.text
+    assert "<b>the file</b> is no file; give another" in page.text
+    assert "<b>the file" not in html
+    assert tuple(text for level, text in page.headings if level == 2) == SECTIONS
+    parts = dict(re.findall(r'<section id="(\w+)"(.*?)</section>', html, re.DOTALL))
+    assert {name for name in SECTIONS if "This step did not finish" in parts[name.lower()]} == set(MISSING[step])
+    assert "✗ failed" in page.text
+    assert write_report(run).read_text() == html
+
+
+def test_a_run_that_failed_without_a_word_points_to_its_log(run: Path):
+    fail_at(run, "select")
+    (run / "run.log").unlink()
+    text = read(run)[1].text
+    assert "The run failed at step select. No model version was registered. What it said stands in run.log" in text
+    assert "cnn" in text.split("Evaluation", 2)[2]  # what was judged before is still shown
+
+
+def test_an_interrupted_run_is_not_called_failed(run: Path):
+    fail_at(run, "split", state=None)
+    assert "was interrupted or is still going on: the last step that finished is validate" in read(run)[1].text
+
+
+def test_a_run_that_never_began_has_a_report_too(run: Path, tmp_path: Path):
+    (tmp_path / "bare").mkdir()
+    shutil.copy(run / "request.json", tmp_path / "bare")
+    text = read(tmp_path / "bare")[1].text
+    assert "no step of it has finished" in text
+    assert "No step finished." in text
+
+
+def test_an_artifact_that_can_not_be_read_leaves_the_old_report(run: Path):
+    before = write_report(run).read_bytes()
+    (run / "select/evaluation/metrics.json").write_text("{")
+    with pytest.raises(InputError, match=r"metrics.json is not valid JSON"):
+        write_report(run)
+    assert (run / "report.html").read_bytes() == before
+
+
+@pytest.mark.parametrize(("seconds", "said"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (165, "2 min 45 s"), (3785, "1 h 3 min")])
+def test_durations(seconds: float, said: str):
+    assert duration(seconds) == said
+
+
+# --- in a browser ---
+
+
+def chromium(tmp_path: Path, page: Path, width: int, *options: str) -> str:
+    quiet = (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--hide-scrollbars",
+    )
+    own = (f"--user-data-dir={tmp_path / f'profile-{width}'}", f"--window-size={width},2000")
+    command = [str(CHROMIUM), *quiet, *own, *options, page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there; apt-get install chromium")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: Path, width: int):
+    report = write_report(run)
+    chromium(tmp_path, report, width, f"--screenshot={tmp_path / 'shot.png'}")
+    with Image.open(tmp_path / "shot.png") as shot:
+        assert shot.width == width
+        assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
+
+    framed = f'<iframe id="page" width="{width}" srcdoc="{escape(report.read_text())}"></iframe>'
+    measure = "page.onload = () => { document.title = 'width ' + page.contentDocument.documentElement.scrollWidth }"
+    (tmp_path / "probe.html").write_text(f"<title></title>{framed}<script>{measure}</script>")
+    found = re.search(r"<title>width (\d+)</title>", chromium(tmp_path, tmp_path / "probe.html", width, "--dump-dom"))
+    assert found
+    assert int(found[1]) <= width  # tables and pictures scroll by themselves; the page never does
