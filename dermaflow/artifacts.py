@@ -55,10 +55,10 @@ def json_digest(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write a value as indented JSON, through a temporary file, so that a reader never sees half of it."""
+    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        json.dump(value, file, indent=2, sort_keys=False, allow_nan=False)
-        file.write("\n")
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     os.chmod(file.name, 0o644)  # mkstemp's 0600 would hide artifacts from other users of a shared volume
@@ -79,13 +79,15 @@ def read_json(path: Path) -> Any:
 def new_artifact(target: Path, kind: str) -> Iterator[Path]:
     """Build an artifact: yields a temporary folder; on success seals it and renames it to `target`.
 
-    Nothing appears at `target` when the body raises. An older artifact at `target` is replaced only at the end.
+    Nothing appears at `target` when the body raises. An older artifact at `target` is replaced only at the end; anything
+    else that stands there is left alone.
 
     Raises
     ------
     InputError
-        when the place can not be written.
+        when the place can not be written, or holds something that is no artifact.
     """
+    _refuse_foreign(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
@@ -112,9 +114,11 @@ def open_artifact(path: Path, kind: str) -> Artifact:
     if not seal.is_file():
         raise InputError(f"{path} is not a finished {kind} artifact ({ARTIFACT_FILE} is missing); run the step that writes it")
     value = read_json(seal)
-    if value.get("kind") != kind:
-        raise InputError(f"{path} is an artifact of kind {value.get('kind')!r}; expected {kind!r}")
-    if value.get("format", 0) > FORMAT_VERSION:
+    if not isinstance(value, dict) or not {"kind", "format", "digest", "files"} <= value.keys():
+        raise InputError(f"{seal} is damaged: it must name kind, format, digest and files; run the step that writes it again")
+    if value["kind"] != kind:
+        raise InputError(f"{path} is an artifact of kind {value['kind']!r}; expected {kind!r}")
+    if value["format"] > FORMAT_VERSION:
         raise InputError(
             f"{path} has format {value['format']}, this Dermaflow reads up to {FORMAT_VERSION}; "
             "use the Dermaflow version that wrote it, or a newer one"
@@ -123,12 +127,25 @@ def open_artifact(path: Path, kind: str) -> Artifact:
 
 
 def changed_files(artifact: Artifact) -> list[str]:
-    """Names of files whose bytes no longer match the artifact's seal, or that are missing."""
-    return [
-        name
-        for name, digest in artifact.files.items()
-        if not (artifact.path / name).is_file() or file_digest(artifact.path / name) != digest
-    ]
+    """Names of files that are missing, that were added, or whose bytes no longer match the artifact's seal.
+
+    A list of files that was itself rewritten shows as ARTIFACT_FILE.
+    """
+    present = {path.relative_to(artifact.path).as_posix() for path in artifact.path.rglob("*") if path.is_file()}
+    changed = (present - {ARTIFACT_FILE}) ^ artifact.files.keys()
+    changed |= {name for name in present & artifact.files.keys() if file_digest(artifact.path / name) != artifact.files[name]}
+    if json_digest(artifact.files) != artifact.digest:
+        changed.add(ARTIFACT_FILE)
+    return sorted(changed)
+
+
+def _refuse_foreign(target: Path) -> None:
+    """Only an artifact, or an empty folder, may be replaced: everything else belongs to somebody."""
+    if not target.name:
+        raise InputError(f"{target} is the working folder itself; name a folder for the artifact")
+    empty = target.is_dir() and not any(target.iterdir())
+    if target.exists() and not empty and not (target / ARTIFACT_FILE).is_file():
+        raise InputError(f"{target} exists and is not an artifact of Dermaflow; choose another folder, or remove it yourself")
 
 
 def _seal(folder: Path, kind: str) -> None:
@@ -146,8 +163,13 @@ def _replace_folder(source: Path, target: Path) -> None:
     else:
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old-", dir=target.parent))
         os.rename(target, old / "artifact")
-        os.rename(source, target)
-        shutil.rmtree(old, ignore_errors=True)
+        try:
+            os.rename(source, target)
+        except OSError:
+            os.rename(old / "artifact", target)
+            raise
+        finally:
+            shutil.rmtree(old, ignore_errors=True)
     _sync(target.parent)
 
 

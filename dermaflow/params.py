@@ -17,6 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from dermaflow.architectures import ARCHITECTURES
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
+from dermaflow.yaml_files import parse_yaml
 
 PARAMS_FILE = Path("params.yaml")
 OVERLAYS = Path("params")
@@ -52,7 +53,7 @@ class Section(BaseModel):
 
     def to_json(self) -> str:
         """The section as one line of JSON, in a fixed order: what a pipeline step receives."""
-        return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return json.dumps(self.model_dump(mode="json", by_alias=True), sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -106,7 +107,9 @@ class SplitParams(Section):
     @model_validator(mode="after")
     def _whole(self) -> SplitParams:
         if abs(self.train + self.validation + self.test - 1) > 1e-9:
-            raise ValueError("train, validation and test must add up to 1")
+            raise ValueError(
+                f"train, validation and test must add up to 1; they are {self.train:g} + {self.validation:g} + {self.test:g}"
+            )
         return self
 
 
@@ -212,6 +215,8 @@ def load_params(profile: str = "default", overrides: Sequence[str] = (), root: P
     for name, layer in [*layers, *((f"--set {text}", _parse_override(text)) for text in overrides)]:
         values = _laid_over(values, layer)
         origins.update(dict.fromkeys(_leaves(layer), str(name)))
+    if "profile" in values:
+        raise InputError("profile is not a parameter of params.yaml; choose it with --profile")
     try:
         return Params.model_validate_json(json.dumps({**values, "profile": profile}))
     except ValidationError as error:
@@ -220,7 +225,7 @@ def load_params(profile: str = "default", overrides: Sequence[str] = (), root: P
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        value = yaml.safe_load(path.read_text())
+        value = parse_yaml(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path} not found; run dermaflow in the project's root folder") from error
     except yaml.YAMLError as error:
@@ -235,7 +240,7 @@ def _parse_override(text: str) -> dict[str, Any]:
     if not equals or not all(key.split(".")):
         raise InputError(f"--set {text}: expected KEY=VALUE with a dotted key, such as train.epochs=3")
     try:
-        value: Any = yaml.safe_load(raw)
+        value: Any = parse_yaml(raw)
     except yaml.YAMLError as error:
         raise InputError(f"--set {text}: the value is not valid YAML") from error
     for part in reversed(key.split(".")):
@@ -263,7 +268,11 @@ def _leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
 def _explain(error: ValidationError, origins: dict[str, str]) -> str:
     """One line for each fault: the key, its value, where it was set, what is allowed."""
     lines = []
-    for fault in error.errors():
+    faults = error.errors()
+    inner = [fault["loc"] for fault in faults]
+    for fault in faults:
+        if any(place != fault["loc"] and place[: len(fault["loc"])] == fault["loc"] for place in inner):
+            continue  # a fault inside it says it better
         parts = [str(part) for part in fault["loc"] if part != "[key]"]
         key = ".".join(parts)
         origin = next((origins[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in origins), "")

@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 from dermaflow.artifacts import json_digest
 from dermaflow.errors import InputError
 from dermaflow.params import Section, Share
+from dermaflow.yaml_files import parse_yaml
 
 
 class Minimum(Section):
@@ -39,7 +40,7 @@ def read_policy(path: Path) -> Policy:
     if not path.is_file():
         raise InputError(f"promote.policy: {path} is not a file; the repository's is mlflow/policy.yaml")
     try:
-        return Policy.model_validate_json(json.dumps(yaml.safe_load(path.read_text())))
+        return Policy.model_validate_json(json.dumps(parse_yaml(path.read_text())))
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {error}") from error
     except ValidationError as error:

@@ -47,8 +47,9 @@ def _imports(path: Path) -> tuple[Path, ...]:
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
         for name in names:
             if name.split(".")[0] in PACKAGES:
-                file = ROOT.joinpath(*name.split(".")).with_suffix(".py")
-                found += [file] if file.exists() else []
+                place = ROOT.joinpath(*name.split("."))
+                packages = [parent / "__init__.py" for parent in (place, *place.parents) if parent.is_relative_to(ROOT)]
+                found += [file for file in (place.with_suffix(".py"), *packages) if file.exists()]
     return tuple(found)
 
 

@@ -33,12 +33,14 @@ def compile_to(output: Path, params: Params) -> None:
         written = Path(scratch, "pipeline.yaml")
         compiler.Compiler().compile(pipeline, str(written))
         text = written.read_text()
+    partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        partial = output.with_name(f".{output.name}.partial")
         partial.write_text(text)
         partial.replace(output)
     except OSError as error:
+        if partial.exists():
+            partial.unlink()
         raise InputError(f"--output {output}: can not be written: {error.strerror}") from error
 
 

@@ -7,8 +7,13 @@ from dermaflow.images import JUDGE
 
 @dsl.component(base_image=JUDGE, install_kfp_package=False)
 def explain(
-    dataset: dsl.Input[dsl.Dataset], splits: dsl.Input[dsl.Artifact], masks: dsl.Input[dsl.Artifact],
-    model: dsl.Input[dsl.Model], evaluation: dsl.Input[dsl.Artifact], explain: str, code: str,
+    dataset: dsl.Input[dsl.Dataset],
+    splits: dsl.Input[dsl.Artifact],
+    masks: dsl.Input[dsl.Artifact],
+    model: dsl.Input[dsl.Model],
+    evaluation: dsl.Input[dsl.Artifact],
+    explain: str,
+    code: str,
     explanation: dsl.Output[dsl.Artifact],
 ) -> None:
     """Attribute the candidate's logits to pixels by SHAP, measure the attributions, and draw them."""

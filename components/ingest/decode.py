@@ -1,4 +1,4 @@
-"""From the bytes of an image file to an RGB array of the asked size, strictly: a damaged file is refused."""
+"""From the bytes of an image file to an RGB array of the asked size; a file that is cut short is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-JPEG_END = b"\xff\xd9"
+JPEG_SCAN, JPEG_END = b"\xff\xda", b"\xff\xd9"  # the last scan's start must come before the last end marker
 HASH_SIDE = 8
 
 
@@ -49,11 +49,13 @@ def decode(data: bytes, size: int, max_pixels: int) -> Decoded:
     try:
         with Image.open(io.BytesIO(data)) as header:  # reads the header only
             width, height, kind = *header.size, header.format
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise RejectedError("too_large", f"{error}; data.max_pixels is {max_pixels}") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise RejectedError("unreadable", f"no image header: {type(error).__name__}") from error
     if width * height > max_pixels:
         raise RejectedError("too_large", f"{width} x {height} pixels, data.max_pixels is {max_pixels}")
-    if kind == "JPEG" and JPEG_END not in data[-64:]:  # libjpeg would fill the rest with grey and only warn
+    if kind == "JPEG" and data.rfind(JPEG_END) < data.rfind(JPEG_SCAN):  # libjpeg would fill the rest with grey, and only warn
         raise RejectedError("truncated", "the JPEG has no end marker")
     bgr = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     if bgr is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -71,7 +72,7 @@ def open_source(params: DataParams) -> Source:
 
 
 def read_metadata(path: Path) -> pd.DataFrame:
-    """Read and check a metadata table (.csv, or tab-separated .tab / .tsv / .txt); text columns stay text.
+    """Read and check a metadata table, separated by commas or tabs; text columns stay text.
 
     Returns
     -------
@@ -82,8 +83,9 @@ def read_metadata(path: Path) -> pd.DataFrame:
     InputError
         for a column that lacks, an id that is empty or unsafe, a class that is not known, or an age that is no number.
     """
-    separator = "," if path.suffix == ".csv" else "\t"
     try:
+        with path.open() as file:
+            separator = "\t" if "\t" in file.readline() else ","
         table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
     except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path} can not be read as a table: {error}") from error
@@ -102,8 +104,11 @@ def read_metadata(path: Path) -> pd.DataFrame:
             "letters, digits, dot, dash and underscore, at most 128",
         )
     _refuse(path, table, ~table["dx"].isin(HAM10000_CLASSES), "dx", ", ".join(HAM10000_CLASSES))
-    age = pd.to_numeric(table["age"].replace("", None), errors="coerce")
-    _refuse(path, table, age.isna() & ~table["age"].isin(["", "unknown", "NA"]), "age", "a number of years, or empty")
+    for column in ("dx_type", "sex", "localization"):
+        _refuse(path, table, ~table[column].map(str.isprintable), column, "printable text")
+    age = pd.to_numeric(table["age"].replace("", None), errors="coerce").astype("float64")
+    known = ~table["age"].isin(["", "unknown", "NA"])
+    _refuse(path, table, known & ~np.isfinite(age), "age", "a number of years, or empty")
     return table.assign(age=age).sort_values(["image_id", "lesion_id"], ignore_index=True)
 
 
@@ -139,9 +144,9 @@ def _metadata_file(folder: Path) -> Path:
 def _index_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Path]]:
     images: dict[str, list[Path]] = {}
     masks: dict[str, Path] = {}
-    for root, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(name for name in files if not name.startswith(".")):
             if name.endswith(MASK_ENDING):
                 masks[name.removesuffix(MASK_ENDING)] = Path(root, name)
             elif name.lower().endswith(IMAGE_ENDINGS):
@@ -188,7 +193,7 @@ def _refuse(path: Path, table: pd.DataFrame, bad: pd.Series[bool], column: str, 
 
 def source_digest(folder: Path) -> str:
     """Digest of every file of a source: names and bytes. It changes when anything that ingest reads does."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the interpreter's lock
         digests = list(pool.map(file_digest, files))
     return json_digest([(path.relative_to(folder).as_posix(), digest) for path, digest in zip(files, digests, strict=True)])

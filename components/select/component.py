@@ -7,8 +7,13 @@ from dermaflow.images import JUDGE
 
 @dsl.component(base_image=JUDGE, install_kfp_package=False)
 def select(
-    evaluations: dsl.Input[list[dsl.Artifact]], models: dsl.Input[list[dsl.Model]], evaluate: str, code: str,
-    selection: dsl.Output[dsl.Artifact], candidate: dsl.Output[dsl.Model], evaluation: dsl.Output[dsl.Artifact],
+    evaluations: dsl.Input[list[dsl.Artifact]],
+    models: dsl.Input[list[dsl.Model]],
+    evaluate: str,
+    code: str,
+    selection: dsl.Output[dsl.Artifact],
+    candidate: dsl.Output[dsl.Model],
+    evaluation: dsl.Output[dsl.Artifact],
 ) -> None:
     """Choose the candidate by validation alone, and hand on its model and evaluation."""
     from pathlib import Path

@@ -110,8 +110,10 @@ def _assign_class(sizes: pd.Series[int], shares: np.ndarray[Any, Any], seed: int
         side = int(np.argmax(shares * after - assigned))
         chosen[group] = side
         assigned[side] += sizes[group]
-    for empty in np.flatnonzero(assigned == 0):  # a class of few lesions: each split gets one, taken from train
-        spare = [group for group in reversed(order) if chosen[group] == 0]
+    for empty in np.flatnonzero(assigned == 0):  # a class of few lesions: each split gets one, from the one that has most
+        sides = list(chosen.values())
+        fullest = max(range(len(shares)), key=sides.count)
+        spare = [group for group in reversed(order) if chosen[group] == fullest]
         if len(spare) > 1:
             chosen[spare[0]] = int(empty)
     return chosen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -58,7 +59,7 @@ def check(dataset: Path, params: ValidateParams, target: Path, suite: str = "man
         raise InputError(f"unknown suite {suite!r}; allowed: {', '.join(suite_names())}")
     opened = Dataset.open(dataset)
     with tempfile.TemporaryDirectory() as scratch, new_artifact(target, VALIDATION_REPORT) as folder:
-        results, site = _run_checkpoint(table_to_check(opened), opened.classes, params, suite, Path(scratch))
+        results, site = _run_checkpoint(_escaped(table_to_check(opened)), opened.classes, params, suite, Path(scratch))
         report = _summarise(results, opened, suite)
         _copy_offline(site, folder / "data_docs")
         write_json(folder / "validation.json", report)
@@ -73,6 +74,12 @@ def table_to_check(dataset: Dataset) -> pd.DataFrame:
         labels_of_pixels=table.groupby("pixel_digest")["label"].transform("nunique"),
         lesions_of_class=table.groupby("label")["lesion_id"].transform("nunique"),
     )
+
+
+def _escaped(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with text made harmless for a page: Great Expectations writes values into the Data Docs as they are."""
+    text = [name for name in table.columns if pd.api.types.is_string_dtype(table[name])]
+    return table.assign(**{name: table[name].map(html.escape, na_action="ignore") for name in text})
 
 
 def _run_checkpoint(
@@ -137,7 +144,7 @@ def _describe_rule(result: Any) -> dict[str, Any]:
         "level": str(getattr(config.severity, "value", config.severity)),
         "success": bool(result.success),
         "failing": int(found.get("unexpected_count") or 0),
-        "rows": [{key: str(value) for key, value in row.items()} for row in rows[:ROWS_NAMED]],
+        "rows": [{key: html.unescape(str(value)) for key, value in row.items()} for row in rows[:ROWS_NAMED]],
         "error": _exception(result),
     }
 
@@ -171,7 +178,16 @@ ul{padding-left:1.2rem}.badge{background:#eef2f7;border-radius:4px;padding:0 .4e
 </style>"""
 
 
+_REMOTE_STYLE = re.compile(r"url\(['\"]?https?://[^)]*\)")
+
+
 def _copy_offline(site: Path, target: Path) -> None:
+    """Copy the Data Docs so that they open without a network; the index gets plain links, its own list needs scripts."""
     shutil.copytree(site, target, ignore=shutil.ignore_patterns("static"))
+    results = sorted(page.relative_to(target).as_posix() for page in (target / "validations").rglob("*.html"))
+    links = "".join(f'<p><a href="{page}">Results: which rows fail which rule</a></p>' for page in results)
     for page in target.rglob("*.html"):
-        page.write_text(_REMOTE.sub("", page.read_text()).replace("</head>", _STYLE + "</head>", 1))
+        text = _REMOTE_STYLE.sub("none", _REMOTE.sub("", page.read_text())).replace("</head>", _STYLE + "</head>", 1)
+        if page == target / "index.html":
+            text = text.replace("</body>", links + "</body>", 1)
+        page.write_text(text)

