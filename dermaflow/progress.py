@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -46,12 +47,16 @@ def parse(line: str) -> dict[str, Any] | None:
 def step(name: str) -> Iterator[None]:
     """Around a step's work: an error meant for people ends the process with one message and its exit code.
 
-    A programmer's error passes through with its traceback.
+    A programmer's error passes through with its traceback. At the end the step tells how long its work took, without the
+    start of its process, and its peak memory.
     """
+    started = time.monotonic()
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
     try:
         yield
+        peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB
+        tell("worked", step=name, work_seconds=round(time.monotonic() - started, 2), peak_mib=peak_mib)
     except DermaflowError as error:
         tell("error", step=name, kind=type(error).__name__, message=str(error), exit_code=error.exit_code)
         print(f"error: {name}: {error}", file=sys.stderr, flush=True)

@@ -69,11 +69,11 @@ def run(profile: Profile = "default", overrides: Sets = None, as_json: Json = Fa
     summary = results.summarise(folder)
     if failure:
         summary["error"] = {"step": failure.step, "message": failure.message}
-    write_report(folder)
     if as_json:
         show.print_json(summary)
     elif not failure:
         show.run_summary(summary)
+    write_report(folder)
     if failure:
         show.error(f"{failure.step}: {failure.message}\nlog: {summary['paths']['log']}")
         raise typer.Exit(failure.exit_code)

@@ -58,6 +58,7 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
     write_json(folder / REQUEST, request)
     command = [sys.executable, "-u", "-m", "pipelines.local", str(folder)]
     failures: list[Failure] = []
+    work: list[dict[str, Any]] = []  # what each task that was not cached told of its work
     recent: list[str] = []
     with (
         (folder / LOG).open("w") as log,
@@ -73,6 +74,10 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
                 if event is None:
                     recent = [*recent[-400:], line.strip()]
                     continue
+                if event["event"] == "task_started":
+                    work.append({"task": event["task"]})
+                if event["event"] == "worked":
+                    work[-1] |= {name: event[name] for name in ("work_seconds", "peak_mib")}
                 if event["event"] == "error":
                     failures.append(Failure(event["step"], event["message"], event["exit_code"]))
                 if event["event"] == "task_finished" and event["state"] != "SUCCEEDED":
@@ -81,9 +86,16 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
         except BaseException:
             worker.send_signal(signal.SIGTERM)
             raise
+    _add_to_tasks(folder / TASKS, work)
     if worker.returncode == 0:
         return None
     return failures[0] if failures else Failure("pipeline", _last_error(recent), 1)
+
+
+def _add_to_tasks(path: Path, work: list[dict[str, Any]]) -> None:
+    if path.exists():
+        told = {entry["task"]: entry for entry in work}
+        write_json(path, [{**task, **told.get(task["task"], {})} for task in read_json(path)])
 
 
 def _last_error(lines: list[str]) -> str:

@@ -120,7 +120,7 @@ def _copy_to_production(client: MlflowClient, info: dict[str, Any], policy: Poli
         client.set_model_version_tag(registry.PRODUCTION_MODEL, copied.version, registry.TAG + name, value)
     client.set_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION, copied.version)
     moved = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
-    if moved is None or moved.version != copied.version:
+    if moved is None or int(moved.version) != int(copied.version):
         raise InputError(f"alias {registry.CHAMPION} was moved by someone else at the same time; look with: dermaflow models")
     return moved
 

@@ -39,8 +39,7 @@ def main(wanted: list[str]) -> int:
             print(f"{issue}.{line} stands already")
             continue
         row = run(path, issue, line, commit)
-        rows = sorted([*(other for other in rows if other is not known), row], key=lambda row: (row["issue"], row["line"]))
-        TABLE.write_text(json.dumps(rows, indent=2) + "\n")
+        keep(row)
         print(f"{issue}.{line} {'pass' if row['pass'] else 'FAIL'}: {row['figure']}")
         passed &= row["pass"]
     return 0 if passed else 1
@@ -67,6 +66,14 @@ def run(path: Path, issue: int, line: int, commit: str) -> dict[str, Any]:
         "pass": bool(ok),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def keep(row: dict[str, Any]) -> None:
+    """Put a row into the table as it is by now: another `make prove` may have written meanwhile."""
+    rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
+    others = [other for other in rows if (other["issue"], other["line"]) != (row["issue"], row["line"])]
+    rows = sorted([*others, row], key=lambda row: (row["issue"], row["line"]))
+    TABLE.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def number(path: Path) -> tuple[int, int]:

@@ -57,7 +57,7 @@ def test_a_version_carries_its_lineage_card_and_evidence(evidence: Evidence, set
     client = registry.connect(settings.tracking_uri)
     version = registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER)
     dataset = Dataset.open(evidence.dataset)
-    assert version.version == str(info["version"])
+    assert int(version.version) == info["version"]
     assert version.tags["dermaflow.data.content_digest"] == dataset.content_digest
     assert version.tags["dermaflow.splits.digest"] == contracts.read_info(evidence.splits, contracts.SPLITS)["digest"]
     assert version.tags["dermaflow.git.commit"] == "0" * 40
