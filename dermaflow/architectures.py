@@ -83,6 +83,13 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def require_size(name: str, size: int) -> None:
+    """Raise InputError when images of `size` pixels a side are too small for an architecture."""
+    minimum = ARCHITECTURES[name].minimum_size
+    if size < minimum:
+        raise InputError(f"data.image_size is {size}; {name} needs at least {minimum} pixels a side")
+
+
 def build_model(name: str, *, classes: int, size: int, channels: int = 3, dropout: float, seed: int) -> keras.Model:
     """Build an untrained model: float32 [n, size, size, channels] in 0..255 -> logits float32 [n, classes].
 

@@ -122,10 +122,25 @@ class AugmentParams(Section):
     feature_views: Annotated[int, Field(ge=1, le=8)]
     seed: int
 
+    def require_available(self) -> None:
+        """Raise InputError for the one balance that params may name and no step carries out."""
+        if self.balance == "target_per_class":
+            raise InputError(
+                "augment.balance=target_per_class, which the paper profile needs for its eight balanced classes, is not built "
+                "yet; use augment.balance=sampler or none, or another profile"
+            )
+
 
 class MixupParams(Section):
     alpha: Annotated[float, Field(ge=0, le=8)]
     space: Literal["pixels", "features"]
+
+    def require_fit(self, architecture: str) -> None:
+        """Raise InputError when features are to be mixed, but the architecture is trained whole, from pixels."""
+        if self.space == "features" and not ARCHITECTURES[architecture].pretrained:
+            raise InputError(
+                f"mixup.space=features needs a frozen backbone, but {architecture} is trained whole; use mixup.space=pixels"
+            )
 
 
 class TrainParams(Section):
@@ -146,9 +161,15 @@ class TrainParams(Section):
                 raise ValueError(f"weights.{name} is {value!r}, but {name} has no published weights; allowed: none")
         return self
 
-    def weights_of(self, architecture: str) -> str:
-        """Where an architecture's initial weights come from: "none" or a file."""
-        return self.weights.get(architecture, "none")
+    def weights_of(self, architecture: str) -> Path | None:
+        """The file of an architecture's initial weights, or None; raises InputError when there is no such file."""
+        origin = self.weights.get(architecture, "none")
+        if origin != "none" and not Path(origin).is_file():
+            raise InputError(
+                f"train.weights.{architecture}: {origin} is not a file; "
+                "give the 'notop' .h5 file of keras.applications, or none"
+            )
+        return None if origin == "none" else Path(origin)
 
     def dropout_of(self, architecture: str) -> float:
         """The dropout rate before an architecture's head."""

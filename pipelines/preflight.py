@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dermaflow import places
-from dermaflow.architectures import ARCHITECTURES
+from dermaflow.architectures import ARCHITECTURES, require_size
 from dermaflow.artifacts import file_digest
 from dermaflow.errors import InputError
 from dermaflow.lineage import git_state
@@ -106,38 +106,22 @@ def _look_at_source(params: Params) -> str:
 
 
 def _look_at_weights(params: Params) -> str:
-    told = []
-    for name in params.train.architectures:
-        weights = params.train.weights_of(name)
-        if weights != "none" and not Path(weights).is_file():
-            raise InputError(
-                f"train.weights.{name}: {weights} is not a file; give the 'notop' .h5 file of keras.applications, or none"
-            )
-        told.append(f"{name} {weights if ARCHITECTURES[name].pretrained else 'trained whole'}")
-    return ", ".join(told)
+    files = {name: params.train.weights_of(name) for name in params.train.architectures}
+    return (
+        ", ".join(f"{name} {path or 'none'}" for name, path in files.items() if ARCHITECTURES[name].pretrained) or "none needed"
+    )
 
 
 def _look_at_architectures(params: Params) -> str:
     for name in params.train.architectures:
-        if params.data.image_size < ARCHITECTURES[name].minimum_size:
-            raise InputError(
-                f"data.image_size is {params.data.image_size}; {name} needs at least "
-                f"{ARCHITECTURES[name].minimum_size} pixels a side"
-            )
+        require_size(name, params.data.image_size)
     return f"{', '.join(params.train.architectures)} at {params.data.image_size} pixels"
 
 
 def _look_at_augmentation(params: Params) -> str:
-    if params.augment.balance == "target_per_class":
-        raise InputError(
-            "augment.balance=target_per_class (the paper profile's eight balanced classes) is not built yet; "
-            "use augment.balance=sampler or none, or another profile"
-        )
-    whole = [name for name in params.train.architectures if not ARCHITECTURES[name].pretrained]
-    if params.mixup.space == "features" and whole:
-        raise InputError(
-            f"mixup.space=features needs a frozen backbone, but {', '.join(whole)} is trained whole; use mixup.space=pixels"
-        )
+    params.augment.require_available()
+    for name in params.train.architectures:
+        params.mixup.require_fit(name)
     return f"balance {params.augment.balance}, MixUp alpha {params.mixup.alpha:g} on {params.mixup.space}"
 
 
@@ -167,4 +151,4 @@ def _require_writable(folder: Path) -> None:
 
 def _weights_digests(train: TrainParams) -> dict[str, str]:
     files = {name: train.weights_of(name) for name in train.architectures}
-    return {name: "none" if path == "none" else file_digest(Path(path)) for name, path in sorted(files.items())}
+    return {name: file_digest(path) if path else "none" for name, path in sorted(files.items())}

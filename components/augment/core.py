@@ -14,7 +14,6 @@ from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.augmentation import Purpose, allowed_symmetries, image_key, uniform
 from dermaflow.contracts import PLAN, read_info, read_splits
 from dermaflow.dataset import Dataset
-from dermaflow.errors import InputError
 from dermaflow.params import AugmentParams, MixupParams
 
 
@@ -30,11 +29,7 @@ def augment(dataset: Path, splits: Path, params: AugmentParams, mixup: MixupPara
     InputError
         when the asked balance is not available.
     """
-    if params.balance == "target_per_class":
-        raise InputError(
-            "augment.balance=target_per_class, which the paper profile needs for its eight balanced classes, is not built "
-            "yet; use augment.balance=sampler or none"
-        )
+    params.require_available()
     opened = Dataset.open(dataset)
     plan = plan_rows(read_splits(splits), params)
     info = _describe(plan, params, mixup, read_info(splits, "splits"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from components.train.curves import draw_curves
 from components.train.features import FeatureStore
 from components.train.loop import State, fit
 from dermaflow import contracts
-from dermaflow.architectures import ARCHITECTURES, HEAD, build_model, feature_extractor, load_backbone_weights
+from dermaflow.architectures import ARCHITECTURES, HEAD, build_model, feature_extractor, load_backbone_weights, require_size
 from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
 from dermaflow.augmentation import Draws, draw_epoch, image_key, mix, transform
 from dermaflow.dataset import Dataset
@@ -65,9 +66,13 @@ class Material:
         """What the plan draws in an epoch; rows are positions in `train_rows`."""
         images = self.plan[self.plan["view"] == 0]
         keys = np.array([image_key(image) for image in images["image_id"]], np.uint64)
-        augment = AugmentParams.model_validate_json(_json(self.plan_info["augment"]))
-        mixup = MixupParams.model_validate_json(_json(self.plan_info["mixup"]))
-        return draw_epoch(keys, images["weight"].to_numpy(), augment, mixup, epoch)
+        augment = AugmentParams.from_json(json.dumps(self.plan_info["augment"]))
+        return draw_epoch(keys, images["weight"].to_numpy(), augment, self.mixup, epoch)
+
+    @property
+    def mixup(self) -> MixupParams:
+        """How the plan mixes."""
+        return MixupParams.from_json(json.dumps(self.plan_info["mixup"]))
 
 
 def train(
@@ -101,7 +106,7 @@ def train(
     GateError
         when the loss is no longer finite.
     """
-    _check(architecture, params)
+    params.weights_of(architecture)  # refuses a file that is not there before any work is done
     material = _gather(dataset, splits, plan, masks, params)
     _check_sizes(architecture, material)
     import keras
@@ -135,10 +140,8 @@ def _train_whole(model: keras.Model, material: Material, state_file: Path) -> St
 
     params, classes = material.params, len(material.dataset.classes)
     train_labels = material.labels(material.train_rows)
-    in_pixels = material.plan_info["mixup"]["space"] == "pixels"
     forward = _compiled(model)
-    if not in_pixels:
-        raise InputError(f"mixup.space=features needs a frozen backbone; for {model.name} use mixup.space=pixels")
+    material.mixup.require_fit(model.name)
 
     def prepare(images: Any, labels: Any, symmetry: Any, brightness: Any, hue: Any, weight: Any) -> tuple[Any, Any]:
         changed = transform(tf.cast(images, tf.float32), symmetry, brightness, hue)
@@ -297,12 +300,6 @@ def _batch_slices(count: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, count - batch_size + 1, batch_size)]
 
 
-def _check(architecture: str, params: TrainParams) -> None:
-    weights = params.weights_of(architecture)
-    if weights != "none" and not Path(weights).is_file():
-        raise InputError(f"train.weights.{architecture}: {weights} is not a file; give a 'notop' .h5 file, or none")
-
-
 def _gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainParams) -> Material:
     opened = Dataset.open(dataset)
     table, rows = contracts.read_splits(splits), contracts.read_plan(plan)
@@ -323,9 +320,7 @@ def _gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainP
 
 
 def _check_sizes(architecture: str, material: Material) -> None:
-    minimum, size = ARCHITECTURES[architecture].minimum_size, material.dataset.image_size
-    if size < minimum:
-        raise InputError(f"data.image_size is {size}; {architecture} needs at least {minimum} pixels a side")
+    require_size(architecture, material.dataset.image_size)
     if material.params.batch_size > len(material.train_rows):
         raise InputError(
             f"train.batch_size is {material.params.batch_size}, but there are only {len(material.train_rows)} training images; "
@@ -334,11 +329,11 @@ def _check_sizes(architecture: str, material: Material) -> None:
 
 
 def _load_weights(model: keras.Model, params: TrainParams) -> dict[str, Any]:
-    origin = params.weights_of(model.name)
-    if origin == "none":
+    path = params.weights_of(model.name)
+    if path is None:
         return {"origin": "none", "digest": None}
-    load_backbone_weights(model, Path(origin))
-    return {"origin": Path(origin).name, "digest": file_digest(Path(origin))}
+    load_backbone_weights(model, path)
+    return {"origin": path.name, "digest": file_digest(path)}
 
 
 def _run_key(architecture: str, params: TrainParams, material: Material, weights: dict[str, Any]) -> str:
@@ -368,12 +363,6 @@ def _weights_digest(model: keras.Model) -> str:
     for value in model.get_weights():
         sha.update(np.ascontiguousarray(value).tobytes())
     return "sha256:" + sha.hexdigest()
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def _describe(
