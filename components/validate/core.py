@@ -173,7 +173,7 @@ table{border-collapse:collapse;margin:.5rem 0;width:100%}td,th{border:1px solid 
 vertical-align:top;overflow-wrap:anywhere}h1,h2,h3,h4,h5{line-height:1.2}a{color:#0b5cad}.card{border:1px solid #cfd8e3;
 border-radius:6px;padding:.8rem;margin:.8rem 0}.fa-times,.text-danger{color:#b3261e}.fa-times:before{content:"\\2717"}
 .fa-check-circle,.text-success{color:#1b6e3c}.fa-check-circle:before{content:"\\2713"}.modal,.ge-walkthrough-button,
-#gx-cta-footer,.cta-btn-container,.popover,button{display:none}
+footer,#ge-cta-footer,.cta-btn-container,.popover,button{display:none!important}
 ul{padding-left:1.2rem}.badge{background:#eef2f7;border-radius:4px;padding:0 .4em}
 </style>"""
 
