@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from tests.proofs.prove import ROOT, git
+from tests.proofs.prove import ROOT
 
 PLACE = Path(tempfile.gettempdir()) / "dermaflow-proofs"
 SHARED = ROOT.parent / "shared"
 
 
 def fresh_clone(target: str = "setup") -> Path:
-    """The clone of HEAD, made and set up (`make TARGET`) where that has not been done; proofs of a commit share it."""
-    commit = git("rev-parse", "HEAD")
+    """The clone of the commit to prove, made and set up (`make TARGET`) where it is not yet; proofs of a commit share it."""
+    commit = os.environ["PROVED_COMMIT"]
     clone = PLACE / commit[:12]
     if not clone.exists():
-        shutil.rmtree(PLACE, ignore_errors=True)
-        PLACE.mkdir(parents=True)
+        PLACE.mkdir(parents=True, exist_ok=True)  # clones of other commits stay: another `make prove` may be at work there
         subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+        subprocess.run(["git", "-C", str(clone), "checkout", "--quiet", commit], check=True)
     make(clone, target)
     return clone
 
