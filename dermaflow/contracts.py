@@ -42,6 +42,7 @@ VALIDATION_REPORT = "validation"
 
 SPLIT_NAMES = ("train", "validation", "test")
 LOGIT_PREFIX = "logit_"
+METRICS_FILE = "metrics.json"
 
 
 def read_table(path: Path, kind: str, name: str) -> pd.DataFrame:
@@ -70,6 +71,13 @@ def read_plan(path: Path) -> pd.DataFrame:
 def read_predictions(path: Path) -> pd.DataFrame:
     """image_id, lesion_id, split, label, logit_<class> ...: one row an image."""
     return read_table(path, EVALUATION, "predictions.parquet")
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """`metrics.json` of a finished Evaluation artifact; raises InputError when there is none."""
+    open_artifact(path, EVALUATION)
+    metrics: dict[str, Any] = read_json(path / METRICS_FILE)
+    return metrics
 
 
 def logit_columns(classes: Sequence[str]) -> list[str]:

@@ -90,7 +90,7 @@ def gather(run: Run) -> Info:
     registration = run.info("register/registration", contracts.REGISTRATION)
     decision = run.info("promote/decision", contracts.DECISION)
     architectures = [_architecture(run, name) for name in arguments["architectures"]]
-    candidate = run.info("select/evaluation", contracts.EVALUATION, "metrics.json")
+    candidate = run.info("select/evaluation", contracts.EVALUATION, contracts.METRICS_FILE)
     return {
         "run_id": run.folder.resolve().name,
         "started_at": run.request["started_at"],
@@ -236,7 +236,7 @@ def _architecture(run: Run, name: str) -> Info:
         "name": name,
         "model": run.info(f"train-{name}/model", contracts.MODEL),
         "history": run.info(f"train-{name}/history", contracts.HISTORY),
-        "metrics": run.info(f"evaluate-{name}/evaluation", contracts.EVALUATION, "metrics.json"),
+        "metrics": run.info(f"evaluate-{name}/evaluation", contracts.EVALUATION, contracts.METRICS_FILE),
         "seconds": seconds[0] if seconds else None,
         "cached": any(task["cached"] for task in run.tasks if task["task"] == f"train-{name}"),
     }

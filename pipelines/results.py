@@ -84,7 +84,7 @@ def _architecture(folder: Path, name: str, seconds: dict[str, float]) -> dict[st
     evaluation, model = artifact(folder, f"evaluate-{name}", "evaluation"), artifact(folder, f"train-{name}", "model")
     if evaluation is None or model is None:
         return None
-    metrics, info = read_json(evaluation / "metrics.json"), contracts.read_info(model, contracts.MODEL)
+    metrics, info = contracts.read_metrics(evaluation), contracts.read_info(model, contracts.MODEL)
     return {
         "name": name,
         "parameters": info["parameters"],

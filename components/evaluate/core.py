@@ -10,7 +10,7 @@ import pandas as pd
 
 from components.evaluate import plots
 from dermaflow import contracts
-from dermaflow.artifacts import new_artifact, open_artifact, read_json, write_json
+from dermaflow.artifacts import new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.metrics import LEVEL, evaluate_predictions
@@ -18,7 +18,6 @@ from dermaflow.params import EvaluateParams
 from dermaflow.progress import progress
 
 JUDGED = ("validation", "test")
-METRICS_FILE = "metrics.json"
 
 
 def evaluate(dataset: Path, splits: Path, masks: Path, model: Path, params: EvaluateParams, target: Path) -> dict[str, Any]:
@@ -95,24 +94,11 @@ def write_evaluation(
     metrics = {**_head(model_info, dataset, params), **_judge(predictions, dataset, params)}
     with new_artifact(target, contracts.EVALUATION) as folder:
         predictions.to_parquet(folder / "predictions.parquet", index=False)
-        write_json(folder / METRICS_FILE, metrics)
+        write_json(folder / contracts.METRICS_FILE, metrics)
         plots.draw_confusion(metrics, folder / "confusion.png")
         plots.draw_roc(_part(predictions, "test"), metrics, folder / "roc.png")
         plots.draw_classified(_part(predictions, "test"), metrics, dataset, params.seed, folder / "classified.png")
     progress(f"{metrics['architecture']}: judged", len(JUDGED), len(JUDGED))
-    return metrics
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """`metrics.json` of a finished Evaluation artifact.
-
-    Raises
-    ------
-    InputError
-        when there is none.
-    """
-    open_artifact(path, contracts.EVALUATION)
-    metrics: dict[str, Any] = read_json(path / METRICS_FILE)
     return metrics
 
 

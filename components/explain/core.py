@@ -17,7 +17,7 @@ from components.explain.pictures import Picture, draw_gallery
 from components.explain.selection import BACKGROUND_RULE, SELECTION_RULE, choose_background, choose_images
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES
-from dermaflow.artifacts import json_digest, new_artifact, open_artifact, read_json, write_json
+from dermaflow.artifacts import json_digest, new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks
@@ -118,7 +118,7 @@ class _Sight:
 def _check_same_model(model: Path, evaluation: Path) -> None:
     """Refuse an evaluation of another model, whose predicted classes are not what this network predicts."""
     open_artifact(evaluation, contracts.EVALUATION)
-    judged = read_json(evaluation / "metrics.json").get("model_digest")
+    judged = contracts.read_metrics(evaluation).get("model_digest")
     if judged != open_artifact(model, contracts.MODEL).digest:
         raise InputError(f"{evaluation} judged another model ({judged}) than {model}; use the evaluation of this model")
 

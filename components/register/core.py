@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dermaflow
 from components.register.card import model_card
 from dermaflow import contracts, registry
-from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, read_json, write_json
+from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams
@@ -88,7 +88,7 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
     validation = contracts.read_info(evidence.report, contracts.VALIDATION_REPORT)
     masks = contracts.read_info(evidence.masks, contracts.MASKS)
     explanation = contracts.read_info(evidence.explanation, contracts.EXPLANATION)
-    metrics = read_json(evidence.evaluation / "metrics.json")
+    metrics = contracts.read_metrics(evidence.evaluation)
     params = json.loads(evidence.params)
     facts = {
         "architecture": model["architecture"],

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dermaflow import contracts
-from dermaflow.artifacts import ARTIFACT_FILE, changed_files, new_artifact, open_artifact, read_json, write_json
+from dermaflow.artifacts import ARTIFACT_FILE, changed_files, new_artifact, open_artifact, write_json
 from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
 from dermaflow.params import EvaluateParams
@@ -130,9 +130,7 @@ def _read(path: Path) -> _Contestant:
 
 
 def _metrics(path: Path) -> dict[str, Any]:
-    open_artifact(path, contracts.EVALUATION)
-    metrics: dict[str, Any] = read_json(path / "metrics.json")
-    return {name: value for name, value in metrics.items() if name != "test"}
+    return {name: value for name, value in contracts.read_metrics(path).items() if name != "test"}
 
 
 def _candidate(selection: Path, artifacts: Sequence[tuple[Path, str]]) -> Path:

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from components.evaluate.core import evaluate, judged_rows, read_metrics, write_evaluation
+from components.evaluate.core import evaluate, judged_rows, write_evaluation
 from components.evaluate.plots import sample_of_class
 from dermaflow import contracts
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
@@ -110,7 +110,7 @@ def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, s
 
 
 def test_metrics_can_be_computed_again_from_the_predictions(dataset, evaluation):
-    told, stored = read_metrics(evaluation), contracts.read_predictions(evaluation)
+    told, stored = contracts.read_metrics(evaluation), contracts.read_predictions(evaluation)
     for split in ("validation", "test"):
         part = stored[stored["split"] == split]
         assert told[split] == evaluate_predictions(part, dataset.classes, bootstrap=100, seed=1)
@@ -125,7 +125,7 @@ def test_the_same_input_writes_the_same_bytes(dataset, predictions, evaluation, 
     assert one.files == two.files
     assert set(one.files) == {"predictions.parquet", "metrics.json", "confusion.png", "roc.png", "classified.png"}
     assert changed_files(one) == []
-    assert read_metrics(evaluation) == told
+    assert contracts.read_metrics(evaluation) == told
 
 
 @pytest.mark.parametrize("missing", [["df"], list(HAM10000_CLASSES)], ids=["one", "all"])
@@ -158,7 +158,7 @@ def test_splits_of_another_dataset_are_refused(dataset, splits):
 
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path):
     with pytest.raises(InputError, match="not a finished evaluation artifact"):
-        read_metrics(tmp_path)
+        contracts.read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize(("hits", "mistakes", "shown"), [(20, 20, (3, 3)), (20, 1, (5, 1)), (1, 20, (1, 5)), (2, 0, (2, 0))])
