@@ -6,7 +6,7 @@ PHANTOMS := data/phantom
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-dev run test check format compile bench prove docs lock clean
+.PHONY: help setup setup-dev run test check format compile bench prove lock clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -35,6 +35,9 @@ format: setup-dev  ## put the code into its form
 
 compile: setup  ## the pipeline as KFP IR: dermaflow.yaml
 	$(BIN)/dermaflow compile --output dermaflow.yaml
+
+bench: setup-dev  ## every benchmark: ratios against named baselines measured in the same run
+	@for script in ingest incremental neighbours; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; done; exit $${failed:-0}
 
 prove: setup-dev  ## every "must hold" at full size; resumable; writes docs/proofs.json
 	$(BIN)/python tests/proofs/prove.py

@@ -1,7 +1,18 @@
-"""The pipeline steps, one folder each; STEPS is their order."""
+"""The pipeline steps, one folder each, and the tasks of the pipeline; both in their order."""
 
 STEPS = (
     *("ingest", "validate", "segment", "split", "augment"),
     *("train", "evaluate", "select", "explain"),
     *("register", "promote", "notify"),
 )
+GATES = ("validate-splits", "validate-masks-and-plan", "validate-predictions")  # tasks of the validate step, beside it
+TASKS = (  # steps and gates: what reads an artifact comes after the artifact's gate
+    *("ingest", "validate", "segment", "split", "validate-splits", "augment", "validate-masks-and-plan"),
+    *("train", "evaluate", "validate-predictions", "select", "explain"),
+    *("register", "promote", "notify"),
+)
+
+
+def module_of(task: str) -> str:
+    """The module that carries out a task from a shell: `python -m components.<module>`."""
+    return task.replace("validate-", "validate.").replace("-", "_")

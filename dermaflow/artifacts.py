@@ -6,13 +6,14 @@ once `artifact.json` is in it. That file names the kind, the format version and 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from typing import Any
 from dermaflow.errors import InputError
 
 ARTIFACT_FILE = "artifact.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: a Dataset's manifest has tombstones, which a reader of 1 would take for images
 _CHUNK_BYTES = 1 << 20
 
 
@@ -32,6 +33,12 @@ class Artifact:
     kind: str
     digest: str
     files: dict[str, str]
+
+
+def sync_files(paths: Iterable[Path]) -> None:
+    """Wait until the bytes of files are on the disk; `new_artifact` does so with all that it seals."""
+    for path in paths:
+        _sync(path)
 
 
 def bytes_digest(data: bytes | memoryview) -> str:
@@ -76,11 +83,15 @@ def read_json(path: Path) -> Any:
 
 
 @contextmanager
-def new_artifact(target: Path, kind: str) -> Iterator[Path]:
+def new_artifact(target: Path, kind: str, known: Mapping[str, str] | None = None) -> Iterator[Path]:
     """Build an artifact: yields a temporary folder; on success seals it and renames it to `target`.
 
     Nothing appears at `target` when the body raises. An older artifact at `target` is replaced only at the end; anything
-    else that stands there is left alone.
+    else that stands there is left alone. What a killed process left beside `target` is removed.
+
+    Parameters
+    ----------
+    known: digests of files that the body need not have computed again, by name; it may fill them in as it goes.
 
     Raises
     ------
@@ -90,14 +101,16 @@ def new_artifact(target: Path, kind: str) -> Iterator[Path]:
     _refuse_foreign(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target)
         building = Path(tempfile.mkdtemp(prefix=f".{target.name}.building-", dir=target.parent))
     except OSError as error:
         raise InputError(f"can not write to {target.parent}: {error.strerror}; choose a folder you may write to") from error
     try:
         building.chmod(0o755)
-        yield building
-        _seal(building, kind)
-        _replace_folder(building, target)
+        with _held(building):
+            yield building
+            _seal(building, kind, known or {})
+            _replace_folder(building, target)
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -148,11 +161,34 @@ def _refuse_foreign(target: Path) -> None:
         raise InputError(f"{target} exists and is not an artifact of Dermaflow; choose another folder, or remove it yourself")
 
 
-def _seal(folder: Path, kind: str) -> None:
-    files = {path.relative_to(folder).as_posix(): file_digest(path) for path in sorted(folder.rglob("*")) if path.is_file()}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            _sync(path)
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold a lock on a folder; the system lets go of it when the process ends, however it ends."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove half-built folders beside a target that no process holds any more."""
+    for folder in target.parent.glob(f".{target.name}.building-*"):
+        with suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(folder)
+            finally:
+                os.close(descriptor)
+
+
+def _seal(folder: Path, kind: str, known: Mapping[str, str]) -> None:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    files = {name: known.get(name) or file_digest(path) for name, path in zip(names, paths, strict=True)}
+    sync_files(paths)
     write_json(folder / ARTIFACT_FILE, {"kind": kind, "format": FORMAT_VERSION, "digest": json_digest(files), "files": files})
     _sync(folder)
 

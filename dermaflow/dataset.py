@@ -1,8 +1,11 @@
 """The Dataset artifact: uint8 image shards, memory-mapped, and a manifest with one row an image.
 
 Files: `manifest.parquet`, `shard-00000.npy` ... (uint8 RGB [n, size, size, 3]), `truth-00000.npy` ... (expert masks as
-packed bits, uint8 [n, size, ceil(size / 8)], only where the source has masks), `rejects.parquet`, `neighbours.parquet`
-and `dataset.json`.
+packed bits, uint8 [n, size, ceil(size / 8)], only where the source has masks), `signature-00000.npy` ... (what near
+duplicates are found by, [n, length]), `rejects.parquet`, `neighbours.parquet` and `dataset.json`.
+
+A dataset grows by whole shards: rows keep their places. A row of an image that was withdrawn stays in the manifest as a
+tombstone and is never drawn; a place whose image can not be used any more has no row.
 """
 
 from __future__ import annotations
@@ -22,23 +25,26 @@ from dermaflow.errors import InputError
 
 Images = npt.NDArray[np.uint8]
 KIND = "dataset"
-SHARD_BYTES = 150_000_000  # a file that object stores and DVC move well, and that one worker holds in memory
 CLINICAL_COLUMNS = ("dx_type", "age", "sex", "localization")
-MANIFEST_COLUMNS = (
+PROPERTIES = (
+    *("brightness", "contrast", "sharpness", "entropy"),
+    *("hair_share", "vignette_share", "ink_share"),
+)  # measured on every image by components/ingest/properties.py, judged by the suite of the manifest
+IMAGE_COLUMNS = (
     "image_id",
-    "lesion_id",
-    "label",
-    *CLINICAL_COLUMNS,
     "source_uri",
     "source_digest",
+    "truth_digest",
     "pixel_digest",
     "perceptual_hash",
     "original_width",
     "original_height",
     "has_truth",
+    *PROPERTIES,
     "shard",
     "row",
-)
+)  # what an image's files say
+MANIFEST_COLUMNS = ("image_id", "lesion_id", "label", *CLINICAL_COLUMNS, *IMAGE_COLUMNS[1:], "withdrawn")
 
 
 @dataclass(frozen=True)
@@ -80,10 +86,22 @@ class Dataset:
         """Digest of what the images and labels are, whatever the order in which they came."""
         return str(self.info["content_digest"])
 
+    @property
+    def version(self) -> dict[str, str | None]:
+        """What names this data in everything made from it: content_digest, and DVC's revision of the source if it has one."""
+        return {"content_digest": self.content_digest, "dvc_revision": self.info["source"]["dvc_revision"]}
+
+    @cached_property
+    def all_rows(self) -> pd.DataFrame:
+        """The manifest as it is on disk, in the order of the shards, with MANIFEST_COLUMNS; tombstones included."""
+        table = pd.read_parquet(self.artifact.path / "manifest.parquet")
+        return table if "withdrawn" in table else table.assign(withdrawn=False)  # format 1 knew no tombstones
+
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """One row an image, in the order of the shards, with MANIFEST_COLUMNS."""
-        return pd.read_parquet(self.artifact.path / "manifest.parquet")
+        """One row an image that may be used, in the order of the shards, with MANIFEST_COLUMNS."""
+        rows = self.all_rows
+        return rows[~rows["withdrawn"]].reset_index(drop=True) if rows["withdrawn"].any() else rows
 
     @cached_property
     def rejects(self) -> pd.DataFrame:
@@ -122,10 +140,25 @@ class Dataset:
                 out[here] = np.unpackbits(np.load(path, mmap_mode="r")[at], axis=-1, count=self.image_size)
         return out
 
+    def signatures(self, place: Path) -> npt.NDArray[Any]:
+        """What near duplicates are found by, [n, length] for n manifest rows; mapped from a file at `place`."""
+        rows = np.arange(len(self.manifest), dtype=np.int64)
+        out: npt.NDArray[Any] = np.empty((0, 0), np.uint8)
+        for shard, here, at in self._by_shard(rows):
+            part = np.load(self.artifact.path / f"signature-{shard:05d}.npy", mmap_mode="r")
+            if not out.size:
+                out = np.lib.format.open_memmap(place, mode="w+", dtype=part.dtype, shape=(len(rows), part.shape[1]))
+            out[here] = part[at]
+        return out
+
     @property
-    def shard_count(self) -> int:
-        """Number of shard files."""
-        return len(self._shards)
+    def shards(self) -> tuple[int, ...]:
+        """Numbers of the shard files, ascending."""
+        return tuple(self._shards)
+
+    def shard_length(self, shard: int) -> int:
+        """Places in a shard file; some may have no row in the manifest."""
+        return len(self._shards[shard])
 
     def shard_rows(self, shard: int) -> npt.NDArray[np.int64]:
         """Manifest rows that lie in a shard, in its order, int64 [k]."""
@@ -139,5 +172,6 @@ class Dataset:
             yield int(shard), here, places[here]
 
     @cached_property
-    def _shards(self) -> list[Images]:
-        return [np.load(path, mmap_mode="r") for path in sorted(self.artifact.path.glob("shard-*.npy"))]
+    def _shards(self) -> dict[int, Images]:
+        paths = sorted(self.artifact.path.glob("shard-*.npy"))
+        return {int(path.stem.removeprefix("shard-")): np.load(path, mmap_mode="r") for path in paths}

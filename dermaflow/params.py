@@ -71,17 +71,32 @@ class Subset(Section):
 
 class DataParams(Section):
     source: Annotated[str, Field(min_length=1)]
+    repository: Annotated[str, Field(pattern=r"^https?://")]
     image_size: Annotated[int, Field(ge=32, le=1024)]
-    resize: Literal["stretch"]
+    resize: Literal["stretch", "crop", "pad"]
     subset: Subset | None
     max_reject_share: Share
+    max_withdrawn_share: Share
+    erase_withdrawn: bool
     max_pixels: Annotated[int, Field(ge=1024)]
+    max_file_bytes: Annotated[int, Field(ge=1024)]
+    patience_seconds: Annotated[float, Field(ge=0)]
+    shard_megabytes: Annotated[float, Field(gt=0, le=5000)]
     licence: Annotated[str, Field(min_length=1)]
 
 
 class ValidateParams(Section):
     min_lesions_per_class: Annotated[int, Field(ge=1)]
     max_unknown_share: Share
+    max_reject_share: Share
+    max_artefact_gap: Share
+    max_split_deviation: Share
+    max_fallback_share: Share
+    drift_ks: Annotated[float, Field(gt=0, le=1)]
+    drift_psi: Annotated[float, Field(gt=0)]
+    drift_p: Annotated[float, Field(gt=0, le=1)]
+    reference: str
+    reference_splits: str
 
 
 class SegmentParams(Section):

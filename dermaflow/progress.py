@@ -7,7 +7,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,10 +16,14 @@ from dermaflow.errors import DermaflowError
 MARK = "::dermaflow "
 _SECONDS_BETWEEN_LINES = 1.0
 _last_told = {"at": 0.0}
+_listeners: list[Callable[[dict[str, Any]], None]] = []
 
 
 def tell(event: str, **values: Any) -> None:
-    """Write one structured line: `::dermaflow {"event": ..., ...}`."""
+    """Write one structured line, `::dermaflow {"event": ..., ...}`, or hand it to whoever is heard by `told_to`."""
+    if _listeners:
+        _listeners[-1]({"event": event, **values})
+        return
     print(MARK + json.dumps({"event": event, **values}), file=sys.stderr, flush=True)
 
 
@@ -29,6 +33,16 @@ def progress(text: str, done: int, total: int) -> None:
     if done >= total or now - _last_told["at"] >= _SECONDS_BETWEEN_LINES:
         _last_told["at"] = now
         tell("progress", text=text, done=done, total=total)
+
+
+@contextmanager
+def told_to(listener: Callable[[dict[str, Any]], None]) -> Iterator[None]:
+    """Within the block, what is told goes to `listener`: a command that works in its own process shows it to a person."""
+    _listeners.append(listener)
+    try:
+        yield
+    finally:
+        _listeners.pop()
 
 
 def parse(line: str) -> dict[str, Any] | None:

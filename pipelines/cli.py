@@ -17,6 +17,7 @@ import typer
 
 from dermaflow.errors import DermaflowError
 from dermaflow.params import Params, load_params
+from dermaflow.progress import told_to
 from pipelines import show
 
 app = typer.Typer(
@@ -28,7 +29,7 @@ app = typer.Typer(
     help="Retrain, judge, explain, register and promote skin-lesion classifiers. Research software, not a medical device.",
     epilog="Exit codes: 0 in order; 1 a check, gate or step failed; 2 bad input, nothing was changed; 130 interrupted.",
 )
-data_app = typer.Typer(no_args_is_help=True, help="Get data: draw synthetic lesions.")
+data_app = typer.Typer(no_args_is_help=True, help="Get data: HAM10000 or synthetic lesions; ingest, validate and split it.")
 app.add_typer(data_app, name="data")
 
 Profile = Annotated[
@@ -123,22 +124,84 @@ def phantom(
     typer.echo(f"{directory}: {images} synthetic images, seed {seed}", err=True)
 
 
+@data_app.command()
+def ham10000(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that the published files come to lie in.")],
+    profile: Profile = "default",
+    overrides: Sets = None,
+) -> None:
+    """Fetch HAM10000 (CC BY-NC 4.0, 3 GB) by its DOI: resumable, checked by checksum. Use it by --set data.source=DIR."""
+    from components.ingest.dataverse import HAM10000_DOI, fetched_folder
+    from components.ingest.store import link_file
+
+    params = load_params(profile, [*(overrides or ()), f"data.source=doi:{HAM10000_DOI}"])
+    with show.Bar("fetching") as bar, told_to(bar.on_event):
+        folder = fetched_folder(params.data)
+    directory.mkdir(parents=True, exist_ok=True)
+    files = [path for path in folder.iterdir() if not path.name.startswith(".") and path.suffix != ".json"]
+    for path in files:
+        (directory / path.name).unlink(missing_ok=True)
+        link_file(path, directory / path.name)
+    typer.echo(f"{directory}: {len(files)} files, read in place by data.source={directory}", err=True)
+
+
+@data_app.command()
+def prepare(
+    profile: Profile = "default",
+    overrides: Sets = None,
+    out: Annotated[Path, typer.Option(help="Folder for the artifacts, named as in dvc.yaml.")] = Path("artifacts"),
+    as_json: Json = False,
+) -> None:
+    """Ingest, validate and split the data, without training: what a new delivery of images comes to.
+
+    Only what is new since the last time is read. Exit 1: a blocking rule fails, and the report names the rows.
+    """
+    from pipelines.prepare import prepare as work
+    from pipelines.prepare import summarise
+
+    load_params(profile, overrides or ())  # a wrong parameter is told before anything starts
+    with show.RunDisplay("data") as display:
+        work(out, profile, overrides or (), display.on_event)
+    summary = summarise(out)
+    if as_json:
+        show.print_json(summary)
+    else:
+        show.prepared(summary)
+
+
 @app.command()
 def validate(
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A source of images, or a Dataset artifact.")],
-    suite: Annotated[str, typer.Option(help="Expectation suite in components/validate/suites.")] = "manifest",
+    data: Annotated[
+        str,
+        typer.Argument(metavar="DATA", help="A source of images (folder, .zip, s3://..., doi:...), or an artifact's folder."),
+    ],
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            help="Suite in components/validate/suites; by default that of the artifact's kind, for a source manifest."
+        ),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Earlier Dataset (drift) or Splits (frozen test set) to compare with.")
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option("--with", metavar="DIR", help="The Dataset or Splits that DATA belongs to, if not beside it. Repeatable."),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where to write the report and the Data Docs.")] = Path("validation"),
     profile: Profile = "default",
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Check data against an expectation suite, for CI: exit 0 it passes, 1 a blocking rule fails, 2 it can not be run."""
-    from components.validate.core import check as check_data
-    from pipelines.judging import open_data
+    """Check data against an expectation suite, for CI: exit 0 it passes, 1 a blocking rule fails, 2 it can not be run.
+
+    A source's metadata and list of files are judged first; its images are only read when nothing blocks there.
+    """
+    from pipelines.checking import check_data
 
     params = load_params(profile, overrides or ())
-    with open_data(data, params.data) as dataset:
-        report = check_data(dataset, params.validate_, out, suite)
+    with show.Bar("checking") as bar, told_to(bar.on_event):
+        report = check_data(data, params, out, suite, reference, beside or ())
     if as_json:
         show.print_json({**report, "data_docs": str(out / "data_docs" / "index.html")})
     else:
@@ -161,7 +224,7 @@ def evaluate(
     from pipelines.judging import judge
 
     params = load_params(profile, overrides or ())
-    with show.Bar("judging"):
+    with show.Bar("judging") as bar, told_to(bar.on_event):
         result = judge(model, data, params)
     if as_json:
         show.print_json(result)

@@ -11,6 +11,7 @@ from dermaflow.artifacts import file_digest, json_digest
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements" / "runtime.txt"
 PACKAGES = ("dermaflow", "components")
+DATA_FILES = ("*.json", "*.csv", "*.jinja")  # that a step reads from its own folder
 
 
 @cache
@@ -20,7 +21,8 @@ def code_digest(step: str) -> str:
     An edit to a module that a step does not import leaves its digest, and so its cached answer, as it is.
     """
     start = ROOT / "components" / step
-    files = _closure(start / "core.py") | _closure(start / "component.py") | set(start.rglob("*.json"))
+    files = {file for pattern in DATA_FILES for file in start.rglob(pattern)}
+    files = files.union(_closure(start / "core.py"), *(_closure(path) for path in start.rglob("component.py")))
     files |= {LOCK} if LOCK.exists() else set()
     return json_digest({path.relative_to(ROOT).as_posix(): file_digest(path) for path in files})
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from dermaflow import places
 from dermaflow.architectures import ARCHITECTURES, require_size
-from dermaflow.artifacts import file_digest
+from dermaflow.artifacts import file_digest, open_artifact
+from dermaflow.contracts import SPLITS
+from dermaflow.dataset import KIND
 from dermaflow.errors import InputError
 from dermaflow.lineage import git_state
 from dermaflow.params import Params, TrainParams
@@ -35,6 +37,7 @@ def run_checks(params: Params) -> list[Check]:
         ("weights", _look_at_weights),
         ("architectures", _look_at_architectures),
         ("augmentation", _look_at_augmentation),
+        ("references", _look_at_references),
         ("policy", _look_at_policy),
         ("places", _look_at_places),
     ]
@@ -50,12 +53,12 @@ def require(params: Params) -> None:
 
 def arguments(params: Params) -> dict[str, Any]:
     """The pipeline's parameters: each section as JSON, and the digests that its caching follows."""
-    from components.ingest.source import source_digest
+    from components.ingest.core import input_digest
     from pipelines.code import pipeline_digest
 
     return {
         **default_arguments(params),
-        "source_digest": source_digest(Path(params.data.source)),
+        "source_digest": input_digest(params.data, places.state() / "ingest"),
         "weights_digest": json.dumps(_weights_digests(params.train)),
         "pipeline_digest": pipeline_digest(),
         "commit": json.dumps(git_state()),
@@ -98,9 +101,14 @@ def _checked(name: str, look: Callable[[Params], str], params: Params) -> Check:
 
 
 def _look_at_source(params: Params) -> str:
+    from components.ingest.core import refuse_too_many
+    from components.ingest.dataverse import is_fetched
     from components.ingest.source import open_source
 
+    if params.data.source.lower().startswith("doi:") and not is_fetched(params.data):
+        return f"{params.data.source}: will be fetched from {params.data.repository} when the run starts"
     source = open_source(params.data)
+    refuse_too_many(source.refused, source, params.data)
     kind = "synthetic" if source.description["synthetic"] else "photographed"
     return f"{params.data.source}: {len(source.metadata)} {kind} images of {source.metadata['lesion_id'].nunique()} lesions"
 
@@ -123,6 +131,18 @@ def _look_at_augmentation(params: Params) -> str:
     for name in params.train.architectures:
         params.mixup.require_fit(name)
     return f"balance {params.augment.balance}, MixUp alpha {params.mixup.alpha:g} on {params.mixup.space}"
+
+
+def _look_at_references(params: Params) -> str:
+    found = []
+    for name, kind in (("reference", KIND), ("reference_splits", SPLITS)):
+        folder = getattr(params.validate_, name)
+        if folder:
+            try:
+                found.append(f"{folder} {open_artifact(Path(folder), kind).digest}")
+            except InputError as error:
+                raise InputError(f"validate.{name}: {error}") from error
+    return ", ".join(found) or "none: no drift and no earlier test set is looked for"
 
 
 def _look_at_policy(params: Params) -> str:

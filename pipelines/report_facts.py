@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from components import GATES
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
@@ -107,6 +108,7 @@ def gather(run: Run) -> Info:
         "clinical": None if dataset is None else _clinical(dataset.manifest),
         "samples": _samples(run, dataset),
         "validation": run.info("validate/report", contracts.VALIDATION_REPORT),
+        "gates": {name: run.info(f"{name}/report", contracts.VALIDATION_REPORT) for name in GATES},
         "splits": splits,
         "plan": run.info("augment/plan", contracts.PLAN),
         "masks": run.info("segment/masks", contracts.MASKS),

@@ -63,6 +63,13 @@ class Bar:
             self._told = time.monotonic()
             err.print(f"  {escape(text or self._text)}: {done}/{total}")
 
+    def on_event(self, event: dict[str, Any]) -> None:
+        """Show what a step tells: progress, and that it waits."""
+        if event["event"] == "progress":
+            self.update(event["done"], event["total"], event["text"])
+        elif event["event"] == "waiting":
+            err.print(f"  {escape(event['text'])} ({event['seconds']:.0f} s)")
+
     def clear(self, text: str) -> None:
         """Go back to an unknown amount of work."""
         self._progress.reset(self._task, total=None, description=escape(text))
@@ -87,8 +94,6 @@ class RunDisplay:
         """Show one event of pipelines.local."""
         if event["event"] == "task_started":
             self._bar.clear(event["task"])
-        elif event["event"] == "progress":
-            self._bar.update(event["done"], event["total"], event["text"])
         elif event["event"] == "task_finished":
             mark = (
                 "[red]failed[/]"
@@ -98,6 +103,8 @@ class RunDisplay:
                 else "[green]done[/]  "
             )
             err.print(f"  {mark} {event['task']:<20} {event['seconds']:7.1f} s")
+        else:
+            self._bar.on_event(event)
 
 
 def run_summary(summary: dict[str, Any]) -> None:
@@ -171,18 +178,51 @@ def checks(found: Sequence[Any], tasks: Sequence[dict[str, Any]]) -> None:
     out.print(graph)
 
 
+def prepared(summary: dict[str, Any]) -> None:
+    """`dermaflow data prepare`: what came of the source."""
+    data = summary["dataset"]
+    rejects = ", ".join(f"{reason} {count}" for reason, count in data["rejects"].items()) or "none"
+    out.print(f"Images: {data['images']:,} of {data['lesions']:,} lesions; withdrawn {data['withdrawn']}")
+    out.print(f"Rejected: {escape(rejects)}")
+    table = Table("class", *summary["splits"]["counts"])
+    parts = summary["splits"]["counts"].values()
+    for name in next(iter(parts))["images_per_class"]:
+        table.add_row(name, *(str(part["images_per_class"][name]) for part in parts))
+    table.add_row("all images", *(str(part["images"]) for part in parts), style="bold")
+    table.add_row("all lesions", *(str(part["lesions"]) for part in parts), style="bold")
+    out.print(table)
+    for warning in summary["warnings"]:
+        out.print(f"[yellow]warning:[/] {escape(warning)}")
+    for name, path in summary["paths"].items():
+        out.print(f"{name.replace('_', ' ')}: {escape(path)}")
+
+
 def validation(report: dict[str, Any], folder: Path) -> None:
-    """`dermaflow validate`: each rule, and the rows that fail it."""
+    """`dermaflow validate`: each rule, the rows that fail it, and drift."""
     table = Table("rule", "level", "", "failing rows")
     for rule in report["rules"]:
-        ids = ", ".join(row.get("image_id", "") for row in rule["rows"][:5])
+        ids = ", ".join(row.get("image_id") or next(iter(row.values())) for row in rule["rows"][:5])
         more = f" and {rule['failing'] - 5} more" if rule["failing"] > 5 else ""
-        verdict = "[green]pass[/]" if rule["success"] else "[red]FAIL[/]" if rule["level"] == "critical" else "[yellow]warn[/]"
-        table.add_row(escape(rule["rule"]), rule["level"], verdict, escape(ids + more))
+        failed = {"critical": "[red]FAIL[/]", "warning": "[yellow]warn[/]"}.get(rule["level"], "[blue]note[/]")
+        verdict = "[green]pass[/]" if rule["success"] else failed
+        table.add_row(escape(rule["rule"]), rule["level"], verdict, escape(rule["error"] or ids + more))
     out.print(table)
+    if report["drift"]:
+        _drift(report)
     verdict = "passed" if report["success"] else f"failed: {'; '.join(report['blocking'])}"
-    out.print(f"Suite {report['suite']} on {report['images']} images ({report['rejects']} rejected): {escape(verdict)}")
+    by = ", by its metadata and list of files alone" if report["stage"] == "listing" else ""
+    out.print(f"Suite {report['suite']} on {report['images']} images ({report['rejects']} rejected){by}: {escape(verdict)}")
     out.print(f"Data Docs: {folder / 'data_docs' / 'index.html'}")
+
+
+def _drift(report: dict[str, Any]) -> None:
+    table = Table("column", "test", "statistic", "threshold", "p", "verdict", title="Drift", title_justify="left")
+    colours = {"stable": "green", "shifted": "yellow", "drifted": "red"}
+    for entry in report["drift"]:
+        colour = colours[entry["verdict"]]
+        numbers = (_number(entry[name]) for name in ("statistic", "threshold", "p_value"))
+        table.add_row(entry["column"], entry["test"], *numbers, f"[{colour}]{entry['verdict']}[/]")
+    out.print(table)
 
 
 def evaluation(result: dict[str, Any]) -> None:

@@ -19,6 +19,9 @@ from components.select.component import select as select_step
 from components.split.component import split as split_step
 from components.train.component import train as train_step
 from components.validate.component import validate as validate_step
+from components.validate.masks_and_plan.component import validate_masks_and_plan
+from components.validate.predictions.component import validate_predictions
+from components.validate.splits.component import validate_splits
 from pipelines.code import code_digest
 
 PIPELINE_NAME = "dermaflow"
@@ -60,8 +63,9 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         """Each parameter is one section of params.yaml as JSON; the digests make caching follow content and code.
 
         1. ingest reads the source; validate is the gate that everything after it waits for.
-        2. segment finds the lesions; split parts them; augment plans what the trainer may draw.
-        3. Each architecture is trained on its own GPU, and judged on validation and test.
+        2. segment finds the lesions; split parts them; augment plans what the trainer may draw. Splits, masks and plan
+           each pass a gate before anything reads them.
+        3. Each architecture is trained on its own GPU, and judged on validation and test; then a gate on the predictions.
         4. select takes the candidate by validation alone; explain shows what it looks at.
         5. register creates the version and its evidence; promote applies the policy.
         6. Whatever happened, notify tells it.
@@ -82,8 +86,16 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             parted = split_step(dataset=dataset, split=split, code=code_digest("split")).after(validated)
             splits = parted.set_display_name("Split by lesion").outputs["splits"]
 
+            splits_checked = validate_splits(dataset=dataset, splits=splits, validate=validate, code=code_digest("validate"))
+            splits_checked.set_display_name("Check the splits")
+
             planned = augment_step(dataset=dataset, splits=splits, augment=augment, mixup=mixup, code=code_digest("augment"))
-            plan = planned.set_display_name("Plan the augmentation").outputs["plan"]
+            plan = planned.after(splits_checked).set_display_name("Plan the augmentation").outputs["plan"]
+
+            masks_and_plan_checked = validate_masks_and_plan(
+                dataset=dataset, splits=splits, masks=masks, plan=plan, validate=validate, code=code_digest("validate")
+            )
+            masks_and_plan_checked.after(splits_checked).set_display_name("Check masks and plan")
 
             with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as architecture:
                 trained = train_step(
@@ -96,7 +108,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     weights_digest=weights_digest,
                     code=code_digest("train"),
                 )
-                trained.set_display_name("Train").set_accelerator_type(GPU).set_accelerator_limit(1)
+                trained.after(masks_and_plan_checked).set_display_name("Train")
+                trained.set_accelerator_type(GPU).set_accelerator_limit(1)
 
                 judged = evaluate_step(
                     dataset=dataset,
@@ -108,13 +121,22 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                 )
                 judged.set_display_name("Judge")
 
+            predictions_checked = validate_predictions(
+                dataset=dataset,
+                splits=splits,
+                evaluations=dsl.Collected(judged.outputs["evaluation"]),
+                validate=validate,
+                code=code_digest("validate"),
+            )
+            predictions_checked.set_display_name("Check the predictions")
+
             selected = select_step(
                 evaluations=dsl.Collected(judged.outputs["evaluation"]),
                 models=dsl.Collected(trained.outputs["model"]),
                 evaluate=evaluate,
                 code=code_digest("select"),
             )
-            selected.set_display_name("Select by validation")
+            selected.after(predictions_checked).set_display_name("Select by validation")
             candidate, evaluation = selected.outputs["candidate"], selected.outputs["evaluation"]
 
             explained = explain_step(
@@ -131,6 +153,9 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             registered = register_step(
                 dataset=dataset,
                 report=validated.outputs["report"],
+                splits_report=splits_checked.outputs["report"],
+                masks_and_plan_report=masks_and_plan_checked.outputs["report"],
+                predictions_report=predictions_checked.outputs["report"],
                 masks=masks,
                 splits=splits,
                 plan=plan,

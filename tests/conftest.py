@@ -1,12 +1,14 @@
-"""Fixtures that cost minutes, once a session: a finished run of the whole pipeline on a few synthetic images."""
+"""Fixtures that cost seconds or minutes, once a session: synthetic images, a finished run of the pipeline, an S3 server."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.s3_server import S3Server, s3_server
 from tests.workspace import TINY, Workspace, make_workspace, sets
 
 
@@ -43,3 +45,10 @@ def finished_run(finished: tuple[Workspace, dict[str, Any]]) -> Path:
     """The folder of the finished run; not to be changed."""
     made, result = finished
     return made.path / "runs" / str(result["run_id"])
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server; each test uses buckets of its own, and leaves the server running."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "server") as server:
+        yield server

@@ -94,11 +94,17 @@ def data_params(source: Path, **changes: Any) -> DataParams:
     """Parameters to ingest a small source; one broken image of 42 is within the ceiling."""
     values = {
         "source": str(source),
+        "repository": "https://dataverse.harvard.edu",
         "image_size": SIZE,
         "resize": "stretch",
         "subset": None,
         "max_reject_share": 0.5,
+        "max_withdrawn_share": 1.0,
+        "erase_withdrawn": False,
         "max_pixels": 1_000_000,
+        "max_file_bytes": 50_000_000,
+        "patience_seconds": 30,
+        "shard_megabytes": 150,
         "licence": "CC0-1.0",
     }
     return DataParams(**{**values, **changes})
@@ -124,7 +130,19 @@ def augment_params(**changes: Any) -> AugmentParams:
 
 
 MIXUP = MixupParams(alpha=0.2, space="pixels")
-VALIDATE = ValidateParams(min_lesions_per_class=3, max_unknown_share=0.25)
+VALIDATE = ValidateParams(
+    min_lesions_per_class=3,
+    max_unknown_share=0.25,
+    max_reject_share=0.05,
+    max_artefact_gap=0.1,
+    max_split_deviation=0.1,
+    max_fallback_share=0.1,
+    drift_ks=0.1,
+    drift_psi=0.25,
+    drift_p=0.01,
+    reference="",
+    reference_splits="",
+)
 
 
 def with_manifest(dataset: Path, target: Path, change: Callable[[pd.DataFrame], pd.DataFrame]) -> Path:

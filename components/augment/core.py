@@ -81,7 +81,7 @@ def _describe(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, spl
         "augment": params.model_dump(mode="json"),
         "mixup": mixup.model_dump(mode="json"),
         "splits_digest": splits["digest"],
-        "dataset_digest": splits["dataset_digest"],
+        "dataset": splits["dataset"],
         "views": int(plan["view"].max()) + 1,
         "histogram": {
             str(label): {"images": len(group), "draws_per_epoch": round(float(group["weight"].sum()), 3)}

@@ -107,6 +107,7 @@ def _head(model_info: Mapping[str, Any], dataset: Dataset, params: EvaluateParam
         "architecture": model_info["architecture"],
         "model_digest": model_info["model_digest"],
         "pipeline_check": bool(model_info["pipeline_check"]),
+        "dataset": dataset.version,
         "synthetic": dataset.synthetic,
         "classes": list(dataset.classes),
         "bootstrap": {"replicates": params.bootstrap, "seed": params.seed, "unit": "lesion", "level": LEVEL},

@@ -14,9 +14,10 @@ def ingest(data: str, source_digest: str, code: str, dataset: dsl.Output[dsl.Dat
     from pathlib import Path
 
     from components.ingest.core import ingest as work
+    from dermaflow import places
     from dermaflow.params import DataParams
     from dermaflow.progress import step
 
     with step("ingest"):
-        info = work(DataParams.from_json(data), Path(dataset.path))
+        info = work(DataParams.from_json(data), Path(dataset.path), places.state() / "ingest")
         dataset.metadata.update(content_digest=info["content_digest"], images=info["counts"]["images"])

@@ -1,32 +1,47 @@
-"""Ingest: from a source of labelled images to a Dataset artifact, with every unusable image in quarantine."""
+"""Ingest: from a source of labelled images to a Dataset artifact, with every unusable image in quarantine.
+
+Given an earlier dataset of the same source, only what is new is read: unchanged shards keep their bytes, new images go
+to new shards, an image whose bytes changed replaces the old one in its place, a withdrawn one leaves a tombstone.
+"""
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 
-from components.ingest.decode import Decoded, RejectedError, decode, decode_mask
-from components.ingest.source import Source, open_source
-from dermaflow.artifacts import file_digest, json_digest, new_artifact, write_json
+from components.ingest import neighbours, properties
+from components.ingest.decode import DECODER, INTERPOLATION, RejectedError
+from components.ingest.shards import Job, Written, new_shards, write_shards
+from components.ingest.source import REJECT_COLUMNS, Source, open_source
+from components.ingest.store import link_file, open_store
+from dermaflow.artifacts import Artifact, bytes_digest, json_digest, new_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
-from dermaflow.dataset import CLINICAL_COLUMNS, KIND, MANIFEST_COLUMNS, SHARD_BYTES
+from dermaflow.dataset import CLINICAL_COLUMNS, IMAGE_COLUMNS, KIND, MANIFEST_COLUMNS, PROPERTIES, Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import DataParams
-from dermaflow.progress import progress
 
-REJECT_COLUMNS = ("image_id", "lesion_id", "uri", "reason", "detail")
-Read = tuple[Decoded | RejectedError, npt.NDArray[np.uint8] | None]
+_SHARD_FILES = ("shard-*.npy", "truth-*.npy", "signature-*.npy")
+_NUMBERS = {
+    "age": "float64",
+    **dict.fromkeys(("original_width", "original_height", "shard", "row"), "int64"),
+    **dict.fromkeys(PROPERTIES, "float32"),
+    **dict.fromkeys(("has_truth", "withdrawn"), "bool"),
+}
+_TYPES = {name: _NUMBERS.get(name, "str") for name in MANIFEST_COLUMNS}
 
 
-def ingest(params: DataParams, target: Path) -> dict[str, Any]:
+def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[str, Any]:
     """Read `data.source` into a Dataset artifact at `target`.
+
+    Parameters
+    ----------
+    state: folder that outlives the run: a killed run goes on from there, and the next one starts from what was there.
+        With None, an earlier dataset is only looked for at `target`.
 
     Returns
     -------
@@ -35,154 +50,245 @@ def ingest(params: DataParams, target: Path) -> dict[str, Any]:
     Raises
     ------
     InputError
-        when the source can not be used, or more than `data.max_reject_share` of its images were refused.
+        when the source can not be used, more than `data.max_reject_share` of its images were refused, or more than
+        `data.max_withdrawn_share` of the earlier dataset's images are gone from it.
     """
     source = open_source(params)
-    rows, rejects = _match_files(source)
-    with new_artifact(target, KIND) as folder:
-        manifest, refused = _write_shards(source, rows, params, folder)
-        rejects = pd.concat([rejects, refused], ignore_index=True)
-        _refuse_too_many(rejects, len(source.metadata), params)
-        manifest.to_parquet(folder / "manifest.parquet", index=False)
-        rejects.to_parquet(folder / "rejects.parquet", index=False)
-        identical_pairs(manifest).to_parquet(folder / "neighbours.parquet", index=False)
-        info = _describe(source, manifest, rejects, params, folder)
-        write_json(folder / "dataset.json", info)
+    files: dict[str, str] = {}
+    with open_store(state, params) as store:
+        earlier = store.earlier(target, _recipe(params))
+        changes = _compare(source, earlier, params)
+        with new_artifact(target, KIND, files) as folder:
+            work = store.work(folder)
+            written = list(write_shards(changes.jobs, source, params, work))
+            rejects = _all_rejects(source, changes, written)
+            refuse_too_many(rejects, source, params)
+            files |= _gather_shards(written, work, earlier, folder)
+            manifest = _manifest(source, changes, written)
+            manifest.to_parquet(folder / "manifest.parquet", index=False)
+            rejects.to_parquet(folder / "rejects.parquet", index=False)
+            info = _describe(source, manifest, rejects, params, files)
+            pairs = _neighbours(Dataset(Artifact(folder, KIND, "", {}), info), earlier, changes, work)
+            pairs.to_parquet(folder / "neighbours.parquet", index=False)
+            write_json(folder / "dataset.json", info)
+            store.clear(folder)
+        store.keep(target)
+    _remember(source, changes, manifest)
     return info
 
 
-def _match_files(source: Source) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Metadata rows that have exactly one file, and the rest as rejects."""
-    table = source.metadata
-    twice = table["image_id"].duplicated(keep=False)
-    found = table["image_id"].map(lambda image: len(source.images.get(image, ())))
-    reasons = np.select([twice, found == 0, found > 1], ["duplicate_id", "missing", "duplicate_file"], default="")
-    details = {
-        "duplicate_id": "the id stands in several metadata rows",
-        "missing": "no file of this name",
-        "duplicate_file": "several files of this name",
-    }
-    bad = table[reasons != ""]
-    unlabelled = sorted(set(source.images) - set(table["image_id"])) if not _is_subset(source) else []
-    rejects = [
-        (row.image_id, row.lesion_id, str(source.folder / str(row.image_id)), reason, details[reason])
-        for row, reason in zip(bad.itertuples(), reasons[reasons != ""], strict=True)
-    ]
-    rejects += [(image, "", str(source.images[image][0]), "unlabelled", "no metadata row") for image in unlabelled]
-    return table[reasons == ""].reset_index(drop=True), pd.DataFrame(rejects, columns=list(REJECT_COLUMNS), dtype=str)
+def input_digest(params: DataParams, state: Path | None = None) -> str:
+    """Digest of all that a dataset's content follows from: the source, and the images that were withdrawn from it.
+
+    It is the same before and after a run, so that an unchanged source is answered from the pipeline's cache, and another
+    one when an earlier state of the source comes back that still had images which are withdrawn by now.
+    """
+    source = open_source(params)
+    with open_store(state, params) as store:
+        earlier = store.earlier(None, _recipe(params))
+    if earlier is None:
+        return source.digest()
+    rows, there = earlier.all_rows, {*source.metadata["image_id"], *source.refused["image_id"]}
+    withdrawn = rows["image_id"][rows["withdrawn"] | ~rows["image_id"].isin(there)]
+    return json_digest([source.digest(), sorted(withdrawn)]) if len(withdrawn) else source.digest()
 
 
-def _is_subset(source: Source) -> bool:
-    return bool(source.description["subset"])
+@dataclass(frozen=True)
+class _Changes:
+    """What a source asks of an earlier dataset.
+
+    Attributes
+    ----------
+    kept: earlier rows whose pixels stay as they are (MANIFEST_COLUMNS), tombstones included.
+    fresh: ids of images that are read, because they are new or their bytes changed.
+    jobs: shards to write.
+    returned: ids that are in the source again although they were withdrawn.
+    """
+
+    kept: pd.DataFrame
+    fresh: frozenset[str]
+    jobs: list[Job]
+    returned: list[str]
 
 
-def _write_shards(source: Source, rows: pd.DataFrame, params: DataParams, folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Decode on all cores, a shard at a time; memory holds one shard."""
-    size = params.image_size
-    per_shard = max(1, SHARD_BYTES // (size * size * 3))
-    entries: list[dict[str, Any]] = []
-    refused: list[tuple[str, ...]] = []
-    cv2.setNumThreads(1)  # the pool below uses the cores; nested threads would only compete
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for shard, start in enumerate(range(0, len(rows), per_shard)):
-            part = rows.iloc[start : start + per_shard]
-            pixels: list[npt.NDArray[np.uint8]] = []
-            truth: list[npt.NDArray[np.uint8] | None] = []
-            for row, (image, mask) in zip(part.itertuples(), pool.map(_reader(source, params), part["image_id"]), strict=True):
-                if isinstance(image, RejectedError):
-                    uri = str(source.images[str(row.image_id)][0])
-                    refused.append((str(row.image_id), str(row.lesion_id), uri, image.reason, image.detail))
-                    continue
-                entries.append(_entry(row, image, source, shard=shard, place=len(pixels), has_truth=mask is not None))
-                pixels.append(image.pixels)
-                truth.append(mask)
-                progress("reading images", start + len(pixels), len(rows))
-            np.save(folder / f"shard-{shard:05d}.npy", np.stack(pixels) if pixels else np.empty((0, size, size, 3), np.uint8))
-            _write_truth(truth, size, folder / f"truth-{shard:05d}.npy")
-    progress("reading images", len(rows), len(rows))
-    return pd.DataFrame(entries, columns=list(MANIFEST_COLUMNS)), pd.DataFrame(refused, columns=list(REJECT_COLUMNS), dtype=str)
-
-
-def _reader(source: Source, params: DataParams) -> Any:
-    def read(image_id: str) -> Read:
-        try:
-            image = decode(source.images[image_id][0].read_bytes(), params.image_size, params.max_pixels)
-            mask = source.masks.get(image_id)
-            return image, decode_mask(mask.read_bytes(), params.image_size) if mask else None
-        except RejectedError as rejected:
-            return rejected, None
-        except OSError as error:
-            return RejectedError("unreadable", error.strerror or type(error).__name__), None
-
-    return read
-
-
-def _entry(row: Any, image: Decoded, source: Source, *, shard: int, place: int, has_truth: bool) -> dict[str, Any]:
+def _recipe(params: DataParams) -> dict[str, Any]:
+    """All that decides how an image's bytes become a row; only a dataset of the same recipe can be gone on from."""
     return {
-        "image_id": row.image_id,
-        "lesion_id": row.lesion_id,
-        "label": row.dx,
-        **{column: getattr(row, column) for column in CLINICAL_COLUMNS},
-        "source_uri": source.images[row.image_id][0].relative_to(source.folder).as_posix(),
-        "source_digest": image.source_digest,
-        "pixel_digest": image.pixel_digest,
-        "perceptual_hash": image.perceptual_hash,
-        "original_width": image.width,
-        "original_height": image.height,
-        "has_truth": has_truth,
-        "shard": shard,
-        "row": place,
+        "source": params.source,
+        "image_size": params.image_size,
+        "resize": params.resize,
+        "subset": params.subset.model_dump(mode="json") if params.subset else None,
+        "decoder": DECODER,
+        "properties": properties.ALGORITHM,
+        "neighbours": neighbours.ALGORITHM,
     }
 
 
-def _write_truth(masks: list[npt.NDArray[np.uint8] | None], size: int, path: Path) -> None:
-    if any(mask is not None for mask in masks):
-        empty = np.zeros((size, size), np.uint8)
-        np.save(path, np.packbits(np.stack([empty if mask is None else mask for mask in masks]), axis=-1))
+def _compare(source: Source, earlier: Dataset | None, params: DataParams) -> _Changes:
+    wanted = source.metadata["image_id"]
+    if earlier is None:
+        kept = pd.DataFrame(columns=list(MANIFEST_COLUMNS))
+        return _Changes(kept, frozenset(wanted), new_shards(wanted.tolist(), 0, params), [])
+    rows = earlier.all_rows
+    gone = ~rows["image_id"].isin(wanted)
+    withdrawn = ~rows["withdrawn"] & gone & ~rows["image_id"].isin(source.refused["image_id"])
+    _refuse_many_withdrawn(rows[withdrawn], len(earlier.manifest), params)
+    active = rows[~rows["withdrawn"] & ~gone]
+    changed = active[_changed(active, source)]
+    new = wanted[~wanted.isin(rows["image_id"])]
+    kept = rows[(rows["withdrawn"] | withdrawn | ~gone) & ~rows["image_id"].isin(changed["image_id"])]
+    kept = kept.assign(withdrawn=kept["withdrawn"] | kept["image_id"].isin(rows["image_id"][withdrawn]))
+    erased = kept[kept["withdrawn"] & (kept["pixel_digest"] != "")] if params.erase_withdrawn else kept.iloc[:0]
+    kept = kept.assign(pixel_digest=kept["pixel_digest"].where(~kept["image_id"].isin(erased["image_id"]), ""))
+    jobs = [
+        Job(
+            shard=int(shard),
+            images=tuple(changed["image_id"][changed["shard"] == shard]),
+            places=tuple(changed["row"][changed["shard"] == shard]),
+            base=earlier.artifact.path,
+            erase=tuple(erased["row"][erased["shard"] == shard]),
+        )
+        for shard in sorted({*changed["shard"], *erased["shard"]})
+    ]
+    jobs += new_shards(new.tolist(), max(earlier.shards, default=-1) + 1, params)
+    returned = rows["image_id"][rows["withdrawn"] & ~gone].tolist()
+    return _Changes(kept.reset_index(drop=True), frozenset({*changed["image_id"], *new}), jobs, returned)
 
 
-def _refuse_too_many(rejects: pd.DataFrame, total: int, params: DataParams) -> None:
-    share = len(rejects) / max(total, 1)
-    if share > params.max_reject_share:
-        counts = ", ".join(f"{reason} {count}" for reason, count in rejects["reason"].value_counts().items())
-        first = rejects.iloc[0]
+def _changed(rows: pd.DataFrame, source: Source) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which earlier rows' image or mask now has other bytes; files that the source knows unchanged are not read."""
+
+    def differs(image_id: str, image_digest: str, truth_digest: str) -> bool:
+        mask = source.masks.get(image_id)
+        return (
+            _digest(source, source.images[image_id]) != image_digest or (_digest(source, mask) if mask else "") != truth_digest
+        )
+
+    with ThreadPoolExecutor(source.concurrency) as pool:
+        found = list(pool.map(differs, rows["image_id"], rows["source_digest"], rows["truth_digest"], chunksize=64))
+    return np.asarray(found, bool)
+
+
+def _digest(source: Source, entry: Any) -> str | None:
+    known: str | None = source.known_digest(entry)
+    if known is not None:
+        return known
+    try:
+        return bytes_digest(source.read(entry))
+    except RejectedError:  # it is read again with the others, and refused there
+        return None
+
+
+def _remember(source: Source, changes: _Changes, manifest: pd.DataFrame) -> None:
+    """Let the source know the bytes of what was read, so that the next run need not read them to see no change."""
+    read = manifest[manifest["image_id"].isin(changes.fresh)]
+    masked = read[read["has_truth"]]
+    images, masks = source.images.find(read["image_id"].tolist()), source.masks.find(masked["image_id"].tolist())
+    told = [(images[image_id], digest) for image_id, digest in zip(read["image_id"], read["source_digest"], strict=True)]
+    told += [(masks[image_id], digest) for image_id, digest in zip(masked["image_id"], masked["truth_digest"], strict=True)]
+    source.remember(told)
+
+
+def _refuse_many_withdrawn(rows: pd.DataFrame, total: int, params: DataParams) -> None:
+    if len(rows) > params.max_withdrawn_share * total:
         raise InputError(
-            f"{len(rejects)} of {total} images can not be used ({counts}), which is more than data.max_reject_share = "
-            f"{params.max_reject_share:g}; the first is {first['uri']}: {first['detail']}. "
-            "Mend the source, or raise the ceiling"
+            f"{params.source}: {len(rows)} of the {total} images of the earlier dataset are not in its metadata any more, the "
+            f"first {rows['image_id'].iloc[0]}; that is more than data.max_withdrawn_share = {params.max_withdrawn_share:g}. "
+            "If a part of the source is missing, bring it back; if they were withdrawn, raise the ceiling for this run: they "
+            "will never be drawn again"
         )
 
 
-def identical_pairs(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Pairs of images whose pixels are identical: image_a, image_b, distance (0), score (1); split joins their lesions."""
-    pairs = [
-        (first, other, 0.0, 1.0)
-        for _, group in manifest.groupby("pixel_digest", sort=True)
-        for first, *others in [sorted(group["image_id"])]
-        for other in others
+def _all_rejects(source: Source, changes: _Changes, written: list[Written]) -> pd.DataFrame:
+    lesions = source.metadata.set_index("image_id")["lesion_id"]
+    found = [(image, lesions[image], uri, reason, detail) for job in written for image, uri, reason, detail in job.rejects]
+    found += [
+        (
+            image,
+            lesions[image],
+            source.images[image].uri,
+            "withdrawn",
+            "withdrawn earlier: an image is never taken back under its id",
+        )
+        for image in changes.returned
     ]
-    return pd.DataFrame(pairs, columns=["image_a", "image_b", "distance", "score"])
+    table = pd.DataFrame(found, columns=list(REJECT_COLUMNS), dtype=str)
+    return pd.concat([source.refused, table], ignore_index=True).sort_values(list(REJECT_COLUMNS), ignore_index=True)
+
+
+def refuse_too_many(rejects: pd.DataFrame, source: Source, params: DataParams) -> None:
+    """Raise InputError when more than `data.max_reject_share` of a source is in quarantine; it quotes the first reject."""
+    total = len(source.metadata) + len(source.refused)
+    if len(rejects) > params.max_reject_share * total:
+        counts = ", ".join(f"{reason} {count}" for reason, count in rejects["reason"].value_counts().items())
+        uri, detail = rejects[["uri", "detail"]].iloc[0]
+        first = detail if detail.startswith(uri) else f"{uri}: {detail}"
+        raise InputError(
+            f"{params.source}: {len(rejects)} of {total} images can not be used ({counts}), which is more than "
+            f"data.max_reject_share = {params.max_reject_share:g}; the first is {first}. Mend the source, or raise the ceiling"
+        )
+
+
+def _gather_shards(written: list[Written], work: Path, earlier: Dataset | None, folder: Path) -> dict[str, str]:
+    """Bring all shard files into the artifact's folder; returns their digests, so that none is computed twice."""
+    places = dict.fromkeys(earlier.artifact.files, earlier.artifact.path) if earlier else {}
+    digests = dict(earlier.artifact.files) if earlier else {}
+    for job in written:
+        places |= dict.fromkeys(job.files, work)
+        digests |= job.files
+    names = [name for name in places if any(Path(name).match(pattern) for pattern in _SHARD_FILES)]
+    for name in names:
+        link_file(places[name] / name, folder / name)
+    return {name: digests[name] for name in names}
+
+
+def _manifest(source: Source, changes: _Changes, written: list[Written]) -> pd.DataFrame:
+    """The rows that stay and the rows that were read, with what the metadata says of them now, in the order of the shards."""
+    images = pd.concat(
+        [changes.kept[[*IMAGE_COLUMNS, "withdrawn"]], *(job.rows.assign(withdrawn=False) for job in written)], ignore_index=True
+    )
+    told = source.metadata.rename(columns={"dx": "label"}).set_index("image_id")[["lesion_id", "label", *CLINICAL_COLUMNS]]
+    before = changes.kept.loc[changes.kept["withdrawn"]].set_index("image_id")[told.columns]
+    labels = pd.concat([told[~told.index.isin(before.index)], before])
+    table = images.join(labels, on="image_id").sort_values(["shard", "row"], ignore_index=True)
+    return table.astype(_TYPES)[list(MANIFEST_COLUMNS)]
+
+
+def _neighbours(dataset: Dataset, earlier: Dataset | None, changes: _Changes, work: Path) -> pd.DataFrame:
+    """Pairs of near-duplicate images: image_a, image_b, distance, score; only pairs with a fresh image are looked at."""
+    rows = dataset.manifest
+    return neighbours.find_neighbours(
+        rows["image_id"],
+        rows["pixel_digest"],
+        dataset.signatures(work / "signatures.npy"),
+        dataset.images,
+        known=pd.read_parquet(earlier.artifact.path / "neighbours.parquet") if earlier else None,
+        fresh=rows["image_id"].isin(changes.fresh).to_numpy() if earlier else None,
+    )
 
 
 def _describe(
-    source: Source, manifest: pd.DataFrame, rejects: pd.DataFrame, params: DataParams, folder: Path
+    source: Source, manifest: pd.DataFrame, rejects: pd.DataFrame, params: DataParams, files: dict[str, str]
 ) -> dict[str, Any]:
-    counted = manifest.groupby("label")
+    active = manifest[~manifest["withdrawn"]]
+    counted = active.groupby("label")
     return {
         "class_order": list(HAM10000_CLASSES),
         "image_size": params.image_size,
         "resize": params.resize,
-        "interpolation": "area",
+        "interpolation": INTERPOLATION,
+        "recipe": _recipe(params),
         "source": source.description,
         "counts": {
-            "images": len(manifest),
-            "lesions": int(manifest["lesion_id"].nunique()),
+            "images": len(active),
+            "lesions": int(active["lesion_id"].nunique()),
             "rejects": len(rejects),
+            "withdrawn": len(manifest) - len(active),
             "images_per_class": {name: int(counted.size().get(name, 0)) for name in HAM10000_CLASSES},
             "lesions_per_class": {name: int(counted["lesion_id"].nunique().get(name, 0)) for name in HAM10000_CLASSES},
         },
-        "content_digest": content_digest(manifest, params),
-        "layout_digest": json_digest({path.name: file_digest(path) for path in sorted(folder.glob("*.npy"))}),
+        "content_digest": content_digest(active, params),
+        "layout_digest": json_digest(files),
     }
 
 

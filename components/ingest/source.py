@@ -1,169 +1,147 @@
-"""Where images come from: a folder in HAM10000's layout, checked before anything is decoded."""
+"""A source of labelled images: one contract, whatever place `data.source` names.
+
+    a folder, or a .zip file       read in place (components.ingest.folder)
+    s3://bucket/prefix             read through boto3 (components.ingest.bucket)
+    doi:10.7910/DVN/DBW86T         fetched once into the cache, then read as a folder (components.ingest.dataverse)
+
+What can be known without reading images is known when a source is open: rows and files that can not be used are in
+`refused`, each with a reason, and everything in `images` has exactly one row.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import re
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import pyarrow as pa
 import yaml
 
-from dermaflow.artifacts import file_digest, json_digest, read_json
-from dermaflow.classes import HAM10000_CLASSES
+from components.ingest.entries import Entries, Entry
+from components.ingest.folder import FolderFiles
+from components.ingest.layout import Arranged, Files, arrange
+from components.ingest.metadata import METADATA_COLUMNS, REJECT_COLUMNS
 from dermaflow.errors import InputError
-from dermaflow.params import DataParams, Subset
+from dermaflow.params import DataParams
 
-METADATA_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
-MASK_ENDING = "_segmentation.png"
-SOURCE_FILE = "source.json"
-_SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # an id becomes a file name and a table cell
+__all__ = ["METADATA_COLUMNS", "REJECT_COLUMNS", "Entry", "Source", "open_source"]
 
 
-@dataclass(frozen=True)
 class Source:
-    """A checked source: its metadata and the files found for each image id.
+    """An open source.
 
     Attributes
     ----------
-    folder: the source's root.
-    metadata: METADATA_COLUMNS, one row an image, ordered by image_id.
-    images: paths by image id; more than one when an id is there twice.
-    masks: expert masks by image id.
-    description: name, synthetic, licence, dvc_revision, ...
+    root: `data.source` as it was given.
+    metadata: METADATA_COLUMNS, one row an image, ordered by image_id; age is float, NaN where unknown.
+    refused: REJECT_COLUMNS, rows and files that can not be used: rows in the order of the table, then files by uri.
+    images: the file of each image in `metadata`, by id.
+    masks: expert masks by image id, where there is one.
+    description: name, uri, synthetic, licence, dvc_revision, subset, layout, and what is unknown of lesions.
+    concurrency: how many threads may well read at a time.
     """
 
-    folder: Path
-    metadata: pd.DataFrame
-    images: dict[str, list[Path]]
-    masks: dict[str, Path]
-    description: dict[str, Any]
+    def __init__(self, files: Files, arranged: Arranged, root: str, description: dict[str, Any]) -> None:
+        self.root = root
+        self.metadata: pd.DataFrame = arranged.metadata
+        self.refused: pd.DataFrame = arranged.refused
+        self.images: Entries = arranged.images
+        self.masks: Entries = arranged.masks
+        self.description = description
+        self.concurrency = files.concurrency
+        self._files = files
+
+    def read(self, entry: Entry) -> bytes:
+        """The bytes of an image or mask; may be called from many threads.
+
+        Raises
+        ------
+        RejectedError
+            when this file can not be used.
+        InputError
+            when its store does not answer for longer than `data.patience_seconds`, or refuses access.
+        """
+        return self._files.read(entry)
+
+    def known_digest(self, entry: Entry) -> str | None:
+        """SHA-256 of an entry's bytes as "sha256:<hex>" when an earlier read tells it, else None."""
+        return self._files.fingerprints.known(entry)
+
+    def remember(self, found: Iterable[tuple[Entry, str]]) -> None:
+        """Note digests ("sha256:<hex>") of entries that were read, so that the next run need not read them to know them."""
+        self._files.fingerprints.keep(found)
+
+    def digest(self) -> str:
+        """Digest of all that ingest would read: rows, refusals, names and bytes; it does not depend on times or machines."""
+        told = {name: value for name, value in self.description.items() if name != "uri"}
+        sha = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        for table in (self.metadata, self.refused):
+            for start in range(0, len(table), 5000):  # rows that are text at a time
+                sha.update(table.iloc[start : start + 5000].to_csv(index=False).encode())
+        for entries in (self.images, self.masks):
+            for entry, digest in zip(entries.in_order(), self._files.digests(entries.in_order()), strict=True):
+                sha.update(f"\n{entry.uri}\t{digest}".encode())
+            sha.update(b"\n")
+        return "sha256:" + sha.hexdigest()
 
 
 def open_source(params: DataParams) -> Source:
-    """Open `data.source`, reading its metadata and listing its files.
+    """Open `data.source`: list its files, read its metadata, match the two.
 
     Raises
     ------
     InputError
         naming the file, the column or the value that can not be used, and what to do.
     """
-    folder = Path(params.source)
-    if not folder.is_dir():
-        hint = (
-            "draw synthetic images with: dermaflow data phantom data/phantom"
-            if "phantom" in folder.name
-            else ("give a folder in HAM10000's layout: a *metadata*.csv and folders of images")
-        )
-        raise InputError(f"data.source: {folder} is not a folder; {hint}")
-    metadata = read_metadata(_metadata_file(folder))
-    images, masks = _index_files(folder)
-    if not images:
-        raise InputError(f"data.source: {folder} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    if params.subset:
-        metadata = take_subset(metadata, params.subset)
-    return Source(folder, metadata, images, masks, _describe(folder, params))
+    files, folder = _files_of(params)
+    arranged = arrange(files, params)
+    pa.default_memory_pool().release_unused()  # tables came and went; at 100,000 images Arrow would keep 60 MB of them
+    return Source(files, arranged, params.source, _describe(arranged, folder, params))
 
 
-def read_metadata(path: Path) -> pd.DataFrame:
-    """Read and check a metadata table, separated by commas or tabs; text columns stay text.
+def _files_of(params: DataParams) -> tuple[Files, Path | None]:
+    """The files of a source, and its folder where it is a local one."""
+    if params.source.startswith("s3://"):
+        from components.ingest.bucket import BucketFiles
 
-    Returns
-    -------
-    DataFrame with METADATA_COLUMNS, ordered by image_id; age is float with NaN where it is unknown.
+        return BucketFiles(params), None
+    if params.source.lower().startswith("doi:"):
+        from components.ingest.dataverse import fetched_folder
 
-    Raises
-    ------
-    InputError
-        for a column that lacks, an id that is empty or unsafe, a class that is not known, or an age that is no number.
-    """
-    try:
-        with path.open() as file:
-            separator = "\t" if "\t" in file.readline() else ","
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False)
-    except (OSError, UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path} can not be read as a table: {error}") from error
-    missing = [name for name in METADATA_COLUMNS if name not in table.columns]
-    if missing:
-        raise InputError(f"{path} lacks the column {', '.join(missing)}; needed: {', '.join(METADATA_COLUMNS)}")
-    table = table[list(METADATA_COLUMNS)]
-    if table.empty:
-        raise InputError(f"{path} has no rows")
-    for column in ("image_id", "lesion_id"):
-        _refuse(
-            path,
-            table,
-            ~table[column].map(lambda text: bool(_SAFE_ID.fullmatch(text))),
-            column,
-            "letters, digits, dot, dash and underscore, at most 128",
-        )
-    _refuse(path, table, ~table["dx"].isin(HAM10000_CLASSES), "dx", ", ".join(HAM10000_CLASSES))
-    for column in ("dx_type", "sex", "localization"):
-        _refuse(path, table, ~table[column].map(str.isprintable), column, "printable text")
-    age = pd.to_numeric(table["age"].replace("", None), errors="coerce").astype("float64")
-    known = ~table["age"].isin(["", "unknown", "NA"])
-    _refuse(path, table, known & ~np.isfinite(age), "age", "a number of years, or empty")
-    return table.assign(age=age).sort_values(["image_id", "lesion_id"], ignore_index=True)
+        return FolderFiles(fetched_folder(params), params.max_file_bytes), None
+    path = Path(params.source)
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".zip"):
+        raise InputError(f"data.source: {path} is not a folder; {_hint(path)}")
+    return FolderFiles(path, params.max_file_bytes), path
 
 
-def take_subset(metadata: pd.DataFrame, subset: Subset) -> pd.DataFrame:
-    """Whole lesions, in the order of a hash of (seed, lesion id), until a class has `images_per_class` images.
-
-    A lesion that would go over the limit is passed over. Classes in `keep_all` are taken whole.
-    """
-    kept: list[str] = []
-    for label, group in metadata.groupby("dx", sort=True):
-        sizes = group.groupby("lesion_id").size()
-        order = sorted(sizes.index, key=lambda lesion: hashlib.sha256(f"{subset.seed}/{lesion}".encode()).digest())
-        count = 0
-        for lesion in order:
-            if label in subset.keep_all or count + sizes[lesion] <= subset.images_per_class:
-                kept.append(lesion)
-                count += int(sizes[lesion])
-    return metadata[metadata["lesion_id"].isin(kept)].reset_index(drop=True)
-
-
-def _metadata_file(folder: Path) -> Path:
-    found = sorted(
-        path
-        for path in folder.iterdir()
-        if path.is_file() and "metadata" in path.name.lower() and path.suffix in (".csv", ".tab", ".tsv", ".txt", "")
+def _hint(path: Path) -> str:
+    if "phantom" in path.name:
+        return "draw synthetic images with: dermaflow data phantom data/phantom"
+    return (
+        "give a folder in HAM10000's layout (a *metadata*.csv and folders of images, or its zip parts), a folder of class "
+        "folders, a .zip, s3://bucket/prefix or doi:..."
     )
-    if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
-        raise InputError(f"data.source: {folder} must hold exactly one metadata file (*metadata*.csv or .tab); found: {names}")
-    return found[0]
 
 
-def _index_files(folder: Path) -> tuple[dict[str, list[Path]], dict[str, Path]]:
-    images: dict[str, list[Path]] = {}
-    masks: dict[str, Path] = {}
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(name for name in files if not name.startswith(".")):
-            if name.endswith(MASK_ENDING):
-                masks[name.removesuffix(MASK_ENDING)] = Path(root, name)
-            elif name.lower().endswith(IMAGE_ENDINGS):
-                images.setdefault(name.rpartition(".")[0], []).append(Path(root, name))
-    return images, masks
-
-
-def _describe(folder: Path, params: DataParams) -> dict[str, Any]:
-    said = read_json(folder / SOURCE_FILE) if (folder / SOURCE_FILE).exists() else {}
-    return {
-        "name": said.get("name", folder.resolve().name),
+def _describe(arranged: Arranged, folder: Path | None, params: DataParams) -> dict[str, Any]:
+    said = arranged.said
+    name = folder.resolve().name if folder else params.source.rstrip("/").partition(":")[2].lstrip("/")
+    described = {
+        "name": str(said.get("name", name)),
         "uri": params.source,
         "synthetic": bool(said.get("synthetic", False)),
-        "licence": said.get("licence", params.licence),
-        "dvc_revision": _dvc_revision(folder),
+        "licence": str(said.get("licence", params.licence)),
+        "dvc_revision": _dvc_revision(folder) if folder else None,
         "subset": params.subset.model_dump(mode="json") if params.subset else None,
+        "layout": arranged.layout,
     }
+    if arranged.layout == "class_folders":
+        described["lesions"] = "unknown: each image counts as a lesion"
+    return described
 
 
 def _dvc_revision(folder: Path) -> str | None:
@@ -171,29 +149,11 @@ def _dvc_revision(folder: Path) -> str | None:
     pointer = folder.with_name(folder.name + ".dvc")
     if pointer.exists():
         return str(yaml.safe_load(pointer.read_text())["outs"][0]["md5"])
+    return next((str(out["md5"]) for out in _locked_outs() if Path(out["path"]) == folder), None)
+
+
+def _locked_outs() -> Iterator[dict[str, Any]]:
     lock = Path("dvc.lock")
     if lock.exists():
         for stage in (yaml.safe_load(lock.read_text()) or {}).get("stages", {}).values():
-            for out in stage.get("outs", ()):
-                if Path(out["path"]) == folder:
-                    return str(out["md5"])
-    return None
-
-
-def _refuse(path: Path, table: pd.DataFrame, bad: pd.Series[bool], column: str, allowed: str) -> None:
-    if bad.any():
-        first = int(bad.to_numpy().argmax())
-        value = table[column].iloc[first]
-        shown = value if len(value) <= 60 else value[:60] + "..."
-        raise InputError(
-            f"{path}, line {first + 2}: {column} is {shown!r} ({int(bad.sum())} such rows); allowed: {allowed}. "
-            "Correct the file, or remove these rows"
-        )
-
-
-def source_digest(folder: Path) -> str:
-    """Digest of every file of a source: names and bytes. It changes when anything that ingest reads does."""
-    files = sorted(Path(root, name) for root, _, names in os.walk(folder, followlinks=True) for name in names)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # reading and hashing release the interpreter's lock
-        digests = list(pool.map(file_digest, files))
-    return json_digest([(path.relative_to(folder).as_posix(), digest) for path, digest in zip(files, digests, strict=True)])
+            yield from stage.get("outs", ())

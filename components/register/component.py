@@ -9,6 +9,9 @@ from dermaflow.images import REGISTRY
 def register(
     dataset: dsl.Input[dsl.Dataset],
     report: dsl.Input[dsl.Artifact],
+    splits_report: dsl.Input[dsl.Artifact],
+    masks_and_plan_report: dsl.Input[dsl.Artifact],
+    predictions_report: dsl.Input[dsl.Artifact],
     masks: dsl.Input[dsl.Artifact],
     splits: dsl.Input[dsl.Artifact],
     plan: dsl.Input[dsl.Artifact],
@@ -26,14 +29,13 @@ def register(
     """Create a version of dermaflow-candidate with lineage tags and evidence, and give it the alias challenger."""
     from pathlib import Path
 
-    from components.register.core import Evidence
-    from components.register.core import register as work
+    from components.register import core
     from dermaflow.params import RegisterParams
     from dermaflow.progress import step
 
     with step("register"):
-        found = (dataset, report, masks, splits, plan, model, evaluation, selection, explanation)
-        told = {"params": params, "run_id": run_id, "pipeline_digest": pipeline_digest, "commit": commit}
-        evidence = Evidence(*(Path(item.path) for item in found), **told)
-        info = work(evidence, RegisterParams.from_json(register), Path(registration.path))
+        found = (dataset, report, splits_report, masks_and_plan_report, predictions_report)
+        found += (masks, splits, plan, model, evaluation, selection, explanation)
+        evidence = core.Evidence(*(Path(item.path) for item in found), params, run_id, pipeline_digest, commit)
+        info = core.register(evidence, RegisterParams.from_json(register), Path(registration.path))
         registration.metadata.update(model=info["model"], version=info["version"])

@@ -28,6 +28,9 @@ class Evidence:
 
     dataset: Path
     report: Path
+    splits_report: Path
+    masks_and_plan_report: Path
+    predictions_report: Path
     masks: Path
     splits: Path
     plan: Path
@@ -85,7 +88,6 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
     dataset = Dataset.open(evidence.dataset)
     model = contracts.read_info(evidence.model, contracts.MODEL)
     splits = contracts.read_info(evidence.splits, contracts.SPLITS)
-    validation = contracts.read_info(evidence.report, contracts.VALIDATION_REPORT)
     masks = contracts.read_info(evidence.masks, contracts.MASKS)
     explanation = contracts.read_info(evidence.explanation, contracts.EXPLANATION)
     metrics = contracts.read_metrics(evidence.evaluation)
@@ -122,7 +124,7 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
                 "mixup_space",
             )
         },
-        "data_validation": {key: validation[key] for key in ("success", "suite", "suite_digest", "blocking", "warnings")},
+        "data_validation": _data_validation(evidence),
         "validation": metrics["validation"],
         "test": metrics["test"],
         "predictions_digest": open_artifact(evidence.evaluation, contracts.EVALUATION).files["predictions.parquet"],
@@ -131,6 +133,23 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
         "params_digest": bytes_digest(evidence.params.encode()),
     }
     return {"key": _key(facts), **facts}
+
+
+def _data_validation(evidence: Evidence) -> dict[str, Any]:
+    """What all gates on data found together, and each by itself; `suite_digest` names all suites that were asked."""
+    reports = (evidence.report, evidence.splits_report, evidence.masks_and_plan_report, evidence.predictions_report)
+    gates = [contracts.read_info(report, contracts.VALIDATION_REPORT) for report in reports]
+    return {
+        "success": all(gate["success"] for gate in gates),
+        "suite": ", ".join(gate["suite"] for gate in gates),
+        "suite_digest": json_digest([gate["suite_digest"] for gate in gates]),
+        "blocking": [text for gate in gates for text in gate["blocking"]],
+        "warnings": [text for gate in gates for text in gate["warnings"]],
+        "gates": [
+            {key: gate[key] for key in ("suite", "suite_digest", "success", "blocking", "warnings", "references")}
+            for gate in gates
+        ],
+    }
 
 
 def _key(facts: dict[str, Any]) -> str:
@@ -201,7 +220,8 @@ def _log_evidence(evidence: Evidence, bundle: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write_json(Path(scratch, "evidence.json"), bundle)
         mlflow.log_artifacts(scratch, folder)
-    for name in ("report", "evaluation", "selection", "explanation", "splits", "plan"):
+    reports = ("report", "splits_report", "masks_and_plan_report", "predictions_report")
+    for name in (*reports, "evaluation", "selection", "explanation", "splits", "plan"):
         mlflow.log_artifacts(str(getattr(evidence, name)), f"{folder}/{name}")
     mlflow.log_artifact(str(evidence.dataset / "dataset.json"), f"{folder}/dataset")
     mlflow.log_artifact(str(evidence.masks / "masks.json"), f"{folder}/masks")

@@ -74,11 +74,13 @@ def _write_masks(dataset: Dataset, params: SegmentParams, folder: Path) -> pd.Da
     records: list[dict[str, Any]] = [{}] * total
     done = 0
     with _one_opencv_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for shard in range(dataset.shard_count):
+        for shard in dataset.shards:
             rows = dataset.shard_rows(shard)
             path = folder / f"mask-{shard:05d}.npy"
-            masks = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), side, side))
-            for batch in np.array_split(rows, range(_BATCH, len(rows), _BATCH)):
+            shape = (dataset.shard_length(shard), side, side)  # places without a row keep an empty mask
+            masks = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+            for start in range(0, len(rows), _BATCH):
+                batch = rows[start : start + _BATCH]
                 found = list(pool.map(partial(lesion_mask, params=params), dataset.images(batch)))
                 masks[places[batch]] = np.stack([lesion.mask for lesion in found])
                 for row, lesion, truth in zip(batch, found, dataset.truth(batch), strict=True):
@@ -110,7 +112,7 @@ def _summary(dataset: Dataset, table: pd.DataFrame, params: SegmentParams) -> di
     return {
         "algorithm": {"name": ALGORITHM, "version": ALGORITHM_VERSION},
         "params": params.model_dump(mode="json"),
-        "dataset_content_digest": dataset.content_digest,
+        "dataset": dataset.version,
         "synthetic": dataset.synthetic,
         **_averages(table),
         "mean_dice_over_classes": _mean([values["mean_dice"] for values in per_class.values()]),

@@ -138,7 +138,7 @@ def _describe(table: pd.DataFrame, neighbours: pd.DataFrame, params: SplitParams
         "shares": {name: getattr(params, name) for name in SPLIT_NAMES},
         "promotable": params.strategy == "lesion",
         "mark": None if params.strategy == "lesion" else "random split by image: leaks, not promotable",
-        "dataset_digest": dataset.content_digest,
+        "dataset": dataset.version,
         "digest": json_digest(table[["image_id", "group_id", "split"]].to_numpy().tolist()),
         "counts": {
             name: {

@@ -398,7 +398,7 @@ def _describe(
         "best_epoch": outcome.best_epoch,
         "epochs": outcome.epoch,
         "training_key": key,
-        "dataset_digest": material.dataset.content_digest,
+        "dataset": material.dataset.version,
         "splits_digest": material.splits_info["digest"],
         "synthetic": material.dataset.synthetic,
         "promotable_split": material.splits_info["promotable"],

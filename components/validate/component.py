@@ -1,4 +1,4 @@
-"""KFP component of the validate step."""
+"""KFP component of the validate step: the gate after ingest. The other gates have folders of their own, below."""
 
 from kfp import dsl
 
@@ -10,10 +10,10 @@ def validate(dataset: dsl.Input[dsl.Dataset], validate: str, code: str, report: 
     """Check the dataset against its expectation suite; a blocking rule that fails stops the run."""
     from pathlib import Path
 
-    from components.validate.core import validate as work
+    from components.validate import core
     from dermaflow.params import ValidateParams
     from dermaflow.progress import step
 
     with step("validate"):
-        result = work(Path(dataset.path), ValidateParams.from_json(validate), Path(report.path))
+        result = core.validate(core.Subject(Path(dataset.path)), ValidateParams.from_json(validate), Path(report.path))
         report.metadata.update(success=result["success"], warnings=len(result["warnings"]))

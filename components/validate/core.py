@@ -1,193 +1,205 @@
-"""Validate: check a Dataset against an expectation suite, write Data Docs, and stop the run when a blocking rule fails."""
+"""Validate: judge artifacts by their suites, write the report with Data Docs, and stop the run when a blocking rule fails."""
 
 from __future__ import annotations
 
-import html
-import json
-import os
-import re
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dermaflow.artifacts import file_digest, new_artifact, write_json
+from components.validate.data_docs import write_data_docs
+from components.validate.rules import BLOCKING, SUITES, WARNING, judge, suite_names
+from components.validate.tables.manifest import Tables, dataset_tables, listing_tables
+from components.validate.tables.masks import masks_tables
+from components.validate.tables.predictions import predictions_tables
+from components.validate.tables.splits import plan_tables, splits_tables
+from dermaflow import contracts
+from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
+from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.contracts import VALIDATION_REPORT
-from dermaflow.dataset import Dataset
+from dermaflow.dataset import KIND, Dataset
 from dermaflow.errors import GateError, InputError
 from dermaflow.params import ValidateParams
 
-SUITES = Path(__file__).with_name("suites")
-BLOCKING = "critical"
-ROWS_NAMED = 20  # failing rows listed per rule; the Data Docs show more
+__all__ = ["Subject", "check", "check_listing", "suite_names", "validate"]
+
+NEEDS = {  # artifacts, by the suite that reads them
+    "manifest": ("dataset",),
+    "splits": ("dataset", "splits"),
+    "plan": ("dataset", "splits", "plan"),
+    "masks": ("dataset", "masks"),
+    "predictions": ("dataset", "splits", "evaluations"),
+}
+REFERENCES = {  # parameter and kind of the artifact that a suite's subject can be compared with
+    "manifest": ("reference", KIND),
+    "splits": ("reference_splits", contracts.SPLITS),
+}
 
 
-def suite_names() -> tuple[str, ...]:
-    """The suites in the repository."""
-    return tuple(sorted(path.stem for path in SUITES.glob("*.json")))
+@dataclass(frozen=True)
+class Subject:
+    """The artifacts to be judged, and those that they belong to."""
+
+    dataset: Path
+    splits: Path | None = None
+    plan: Path | None = None
+    masks: Path | None = None
+    evaluations: tuple[Path, ...] = ()
 
 
-def validate(dataset: Path, params: ValidateParams, target: Path, suite: str = "manifest") -> dict[str, Any]:
-    """Check a Dataset artifact against a suite and write the report, with Data Docs, to `target`.
+def validate(subject: Subject, params: ValidateParams, target: Path, suites: Sequence[str] = ("manifest",)) -> dict[str, Any]:
+    """Judge artifacts by suites and write the report, with Data Docs, to `target`.
+
+    Parameters
+    ----------
+    params: ceilings and, where there is an earlier Dataset or earlier Splits to compare with, their folders.
 
     Returns
     -------
-    The content of validation.json: success, blocking failures, warnings, and each rule's result with its failing rows.
+    The content of validation.json: success, blocking failures, warnings, notes, each rule's result with its failing
+    rows, the drift of each column, and the small tables that rules look at.
 
     Raises
     ------
     GateError
         when a blocking rule fails; the report is on disk by then.
     InputError
-        for an unknown suite, or when `dataset` is not a finished Dataset.
+        for an unknown suite, or an artifact that is missing, unfinished or of another kind.
     """
-    report = check(dataset, params, target, suite)
+    report = check(subject, params, target, suites)
     if not report["success"]:
         raise GateError(
-            f"{len(report['blocking'])} blocking rule(s) of suite {suite!r} failed: {'; '.join(report['blocking'])}. "
+            f"{len(report['blocking'])} blocking rule(s) of suite {report['suite']!r} failed: {'; '.join(report['blocking'])}. "
             f"Open {target / 'data_docs' / 'index.html'}"
         )
     return report
 
 
-def check(dataset: Path, params: ValidateParams, target: Path, suite: str = "manifest") -> dict[str, Any]:
+def check(subject: Subject, params: ValidateParams, target: Path, suites: Sequence[str] = ("manifest",)) -> dict[str, Any]:
     """As `validate`, but a failed rule is only reported."""
-    if suite not in suite_names():
-        raise InputError(f"unknown suite {suite!r}; allowed: {', '.join(suite_names())}")
-    opened = Dataset.open(dataset)
-    with tempfile.TemporaryDirectory() as scratch, new_artifact(target, VALIDATION_REPORT) as folder:
-        results, site = _run_checkpoint(_escaped(table_to_check(opened)), opened.classes, params, suite, Path(scratch))
-        report = _summarise(results, opened, suite)
-        _copy_offline(site, folder / "data_docs")
-        write_json(folder / "validation.json", report)
-    return report
-
-
-def table_to_check(dataset: Dataset) -> pd.DataFrame:
-    """The manifest with what rules need beside it: diagnoses_of_lesion, labels_of_pixels, lesions_of_class."""
-    table = dataset.manifest
-    return table.assign(
-        diagnoses_of_lesion=table.groupby("lesion_id")["label"].transform("nunique"),
-        labels_of_pixels=table.groupby("pixel_digest")["label"].transform("nunique"),
-        lesions_of_class=table.groupby("label")["lesion_id"].transform("nunique"),
-    )
-
-
-def _escaped(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with text made harmless for a page: Great Expectations writes values into the Data Docs as they are."""
-    text = [name for name in table.columns if pd.api.types.is_string_dtype(table[name])]
-    return table.assign(**{name: table[name].map(html.escape, na_action="ignore") for name in text})
-
-
-def _run_checkpoint(
-    table: pd.DataFrame, classes: Sequence[str], params: ValidateParams, name: str, scratch: Path
-) -> tuple[list[Any], Path]:
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "False")
-    import great_expectations as gx
-
-    context = gx.get_context(mode="file", project_root_dir=scratch)
-    context.variables.progress_bars = gx.data_context.types.base.ProgressBarsConfig(globally=False)
-    suite = context.suites.add(gx.ExpectationSuite(**json.loads((SUITES / f"{name}.json").read_text())))
-    asset = context.data_sources.add_pandas("dermaflow").add_dataframe_asset(name)
-    batch = asset.add_batch_definition_whole_dataframe("all rows")
-    definition = context.validation_definitions.add(gx.ValidationDefinition(name=name, data=batch, suite=suite))
-    checkpoint = context.checkpoints.add(
-        gx.Checkpoint(
-            name=name,
-            validation_definitions=[definition],
-            actions=[gx.checkpoint.UpdateDataDocsAction(name="data_docs")],
-            result_format={"result_format": "COMPLETE", "unexpected_index_column_names": ["image_id", "lesion_id"]},
-        )
-    )
-    result = checkpoint.run(
-        batch_parameters={"dataframe": table},
-        expectation_parameters={
-            "classes": list(classes),
-            "min_lesions_per_class": params.min_lesions_per_class,
-            "min_known_share": 1 - params.max_unknown_share,
-        },
-    )
-    (run,) = result.run_results.values()
-    return list(run.results), scratch / "gx" / "uncommitted" / "data_docs" / "local_site"
-
-
-def _summarise(results: list[Any], dataset: Dataset, suite: str) -> dict[str, Any]:
-    rules = [_describe_rule(result) for result in results]
-    failed = [rule for rule in rules if not rule["success"]]
-    told = {
-        level: [_tell(rule) for rule in failed if (rule["level"] == BLOCKING) == (level == "blocking")]
-        for level in ("blocking", "warnings")
-    }
-    return {
-        "success": not told["blocking"],
-        "suite": suite,
-        "suite_digest": file_digest(SUITES / f"{suite}.json"),
+    for suite in suites:
+        _refuse_unknown(suite, subject)
+    dataset = Dataset.open(subject.dataset)
+    leaks = subject.splits is not None and contracts.read_info(subject.splits, contracts.SPLITS)["strategy"] == "random"
+    tables = {suite: _tables(suite, subject, dataset, params) for suite in suites}
+    rules = [
+        rule
+        for suite in suites
+        for rule in judge(suite, tables[suite], _values(params, dataset.classes), leak_is_blocking=not leaks)
+    ]
+    head: dict[str, Any] = {
+        "stage": "artifact",
         "dataset_digest": dataset.content_digest,
+        "references": _references(suites, params),
         "images": len(dataset.manifest),
         "rejects": len(dataset.rejects),
-        **told,
-        "rules": rules,
     }
+    return _write(_report(tables, rules, head), target)
 
 
-def _describe_rule(result: Any) -> dict[str, Any]:
-    config = result.expectation_config
-    found = result.result or {}
-    rows = found.get("unexpected_index_list") or []
+def check_listing(metadata: pd.DataFrame, refused: pd.DataFrame, params: ValidateParams, target: Path) -> dict[str, Any]:
+    """Judge a source by its metadata and list of files alone: each rule of the suite manifest that needs no pixels.
+
+    Parameters
+    ----------
+    metadata: usable rows: lesion_id, image_id, dx and the clinical columns.
+    refused: rows and files that can not be used: image_id, lesion_id, uri, reason, detail.
+    """
+    tables = {"manifest": listing_tables(metadata, refused, HAM10000_CLASSES)}
+    rules = judge("manifest", tables["manifest"], _values(params, HAM10000_CLASSES), partly=True)
+    head: dict[str, Any] = {
+        "stage": "listing",
+        "dataset_digest": None,
+        "references": {},
+        "images": len(metadata),
+        "rejects": len(refused),
+    }
+    return _write(_report(tables, rules, head), target)
+
+
+def _refuse_unknown(suite: str, subject: Subject) -> None:
+    if suite not in suite_names():
+        raise InputError(f"unknown suite {suite!r}; allowed: {', '.join(suite_names())}")
+    lacking = [name for name in NEEDS[suite] if not getattr(subject, name)]
+    if lacking:
+        raise InputError(f"suite {suite!r} needs {' and '.join(lacking)} too; give all of {', '.join(NEEDS[suite])}")
+
+
+def _tables(suite: str, subject: Subject, dataset: Dataset, params: ValidateParams) -> Tables:
+    match suite, subject:
+        case "manifest", _:
+            return dataset_tables(dataset, params, Dataset.open(Path(params.reference)) if params.reference else None)
+        case "splits", Subject(splits=Path() as splits):
+            return splits_tables(splits, dataset, Path(params.reference_splits) if params.reference_splits else None)
+        case "plan", Subject(splits=Path() as splits, plan=Path() as plan):
+            return plan_tables(plan, splits)
+        case "masks", Subject(masks=Path() as masks):
+            return masks_tables(masks, dataset)
+        case "predictions", Subject(splits=Path() as splits, evaluations=evaluations):
+            return predictions_tables(evaluations, dataset, splits)
+    raise AssertionError(suite)
+
+
+def _references(suites: Sequence[str], params: ValidateParams) -> dict[str, str]:
+    """Digest of each artifact that was compared with, by its folder."""
+    wanted = [REFERENCES[suite] for suite in suites if suite in REFERENCES]
+    given = [(str(getattr(params, name)), kind) for name, kind in wanted if getattr(params, name)]
+    return {folder: open_artifact(Path(folder), kind).digest for folder, kind in given}
+
+
+def _values(params: ValidateParams, classes: Iterable[str]) -> dict[str, Any]:
+    """What suites may name as {"$PARAMETER": ...}."""
+    return {**params.model_dump(), "classes": list(classes), "min_known_share": 1 - params.max_unknown_share}
+
+
+def _report(tables: dict[str, Tables], rules: list[dict[str, Any]], head: dict[str, Any]) -> dict[str, Any]:
+    failed = [rule for rule in rules if not rule["success"]]
+    blocking = [_tell(rule) for rule in failed if rule["level"] == BLOCKING]
+    digests = {suite: file_digest(SUITES / f"{suite}.json") for suite in tables}
+    drift = tables.get("manifest", {}).get("drift")
     return {
-        "rule": config.meta.get("rule", config.type),
-        "expectation": config.type,
-        "column": config.kwargs.get("column") or config.kwargs.get("column_list"),
-        "level": str(getattr(config.severity, "value", config.severity)),
-        "success": bool(result.success),
-        "failing": int(found.get("unexpected_count") or 0),
-        "rows": [{key: html.unescape(str(value)) for key, value in row.items()} for row in rows[:ROWS_NAMED]],
-        "error": _exception(result),
+        "success": not blocking,
+        "suite": ", ".join(tables),
+        "suite_digest": next(iter(digests.values())) if len(digests) == 1 else json_digest(digests),
+        **head,
+        "blocking": blocking,
+        "warnings": [_tell(rule) for rule in failed if rule["level"] == WARNING],
+        "notes": [_tell(rule) for rule in failed if rule["level"] not in (BLOCKING, WARNING)],
+        "rules": rules,
+        "drift": [] if drift is None else _records(drift),
+        "overview": {
+            f"{suite}: {name}": _records(table)
+            for suite, found in tables.items()
+            for name, table in found.items()
+            if "image_id" not in table and name != "drift"
+        },
     }
-
-
-def _exception(result: Any) -> str | None:
-    """What went wrong when a rule could not be judged at all, or None."""
-    told = [result.exception_info, *(result.exception_info or {}).values()]
-    raised = [info for info in told if isinstance(info, dict) and info.get("raised_exception")]
-    return str(raised[0].get("exception_message")) if raised else None
 
 
 def _tell(rule: dict[str, Any]) -> str:
-    ids = ", ".join(row.get("image_id", "") for row in rule["rows"][:3])
+    names = [_name(row) for row in rule["rows"][:3]]
     more = "" if rule["failing"] <= 3 else ", ..."
-    return f"{rule['rule']} ({rule['failing']} rows: {ids}{more})" if rule["failing"] else rule["rule"]
+    told = f" ({rule['failing']} rows: {', '.join(names)}{more})" if rule["failing"] else ""
+    return str(rule["rule"]) + told + (f": {rule['error']}" if rule["error"] else "")
 
 
-# Great Expectations' pages load styles and scripts from content networks. Offline those requests hang and the page is
-# bare, so remote resources are taken out and a small style sheet of the same class names is put in.
-_REMOTE = re.compile(
-    r"<link[^>]+href=\"https?://[^>]*>|<script[^>]+src=\"https?://[^>]*>\s*</script>|<img[^>]+src=\"https?://[^>]*>", re.DOTALL
-)
-_STYLE = """<style>
-body{font:15px/1.5 system-ui,sans-serif;margin:1.5rem auto;max-width:1100px;padding:0 1rem;color:#1c2733;background:#fff}
-table{border-collapse:collapse;margin:.5rem 0;width:100%}td,th{border:1px solid #cfd8e3;padding:.3rem .6rem;text-align:left;
-vertical-align:top;overflow-wrap:anywhere}h1,h2,h3,h4,h5{line-height:1.2}a{color:#0b5cad}.card{border:1px solid #cfd8e3;
-border-radius:6px;padding:.8rem;margin:.8rem 0}.fa-times,.text-danger{color:#b3261e}.fa-times:before{content:"\\2717"}
-.fa-check-circle,.text-success{color:#1b6e3c}.fa-check-circle:before{content:"\\2713"}.modal,.ge-walkthrough-button,
-footer,#ge-cta-footer,.cta-btn-container,.popover,button{display:none!important}
-ul{padding-left:1.2rem}.badge{background:#eef2f7;border-radius:4px;padding:0 .4em}
-</style>"""
+def _name(row: dict[str, str]) -> str:
+    """A failing row in a few words: its image, and why it was refused if it was; for other tables the first two cells."""
+    return " ".join((row["image_id"], row.get("reason", ""))).strip() if "image_id" in row else " ".join(list(row.values())[:2])
 
 
-_REMOTE_STYLE = re.compile(r"url\(['\"]?https?://[^)]*\)")
+def _records(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A small table's rows, as JSON may hold them."""
+    return [
+        {str(name): None if pd.isna(value) else value for name, value in row.items()}
+        for row in table.astype(object).to_dict("records")
+    ]
 
 
-def _copy_offline(site: Path, target: Path) -> None:
-    """Copy the Data Docs so that they open without a network; the index gets plain links, its own list needs scripts."""
-    shutil.copytree(site, target, ignore=shutil.ignore_patterns("static"))
-    results = sorted(page.relative_to(target).as_posix() for page in (target / "validations").rglob("*.html"))
-    links = "".join(f'<p><a href="{page}">Results: which rows fail which rule</a></p>' for page in results)
-    for page in target.rglob("*.html"):
-        text = _REMOTE_STYLE.sub("none", _REMOTE.sub("", page.read_text())).replace("</head>", _STYLE + "</head>", 1)
-        if page == target / "index.html":
-            text = text.replace("</body>", links + "</body>", 1)
-        page.write_text(text)
+def _write(report: dict[str, Any], target: Path) -> dict[str, Any]:
+    with new_artifact(target, VALIDATION_REPORT) as folder:
+        write_json(folder / "validation.json", report)
+        write_data_docs(report, folder / "data_docs")
+    return report

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from components import TASKS
 from tests.workspace import Workspace, sets
 
 COMMANDS = (["run"], ["check"], ["compile"], ["validate"], ["evaluate"], ["models"], ["report"], ["data"], ["data", "phantom"])
@@ -30,8 +31,7 @@ def test_check_tells_the_graph_with_a_gpu_for_training(workspace: Workspace):
     found = workspace.json("check", "--profile", "phantom")
     assert found["ok"]
     tasks = {task["name"]: task for task in found["tasks"]}
-    assert list(tasks) == ["ingest", "validate", "segment", "split", "augment", "train", "evaluate", "select", "explain",
-                           "register", "promote", "notify"]  # fmt: skip
+    assert list(tasks) == list(TASKS)
     assert {name for name, task in tasks.items() if task["gpu"]} == {"train"}
     assert "validate" in tasks["split"]["after"]
     assert not (workspace.path / "runs").exists()

@@ -41,6 +41,8 @@ def test_the_candidate_is_registered_as_challenger_and_refused_for_being_synthet
 def test_every_artifact_lies_under_its_step(finished_run: Path):
     expected = {
         "ingest/dataset/manifest.parquet", "ingest/dataset/shard-00000.npy", "validate/report/data_docs/index.html",
+        "validate-splits/report/data_docs/index.html", "validate-masks-and-plan/report/data_docs/validations/plan.html",
+        "validate-predictions/report/validation.json",
         "segment/masks/masks.parquet", "split/splits/splits.parquet", "augment/plan/plan.parquet",
         "train-cnn/model/model.keras", "train-resnet50/history/history.parquet",
         "evaluate-xception/evaluation/predictions.parquet", "select/selection/selection.json",

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components import STEPS
+from components import TASKS, module_of
 from dermaflow.params import load_params
 from pipelines.graph import tasks
 from tests.workspace import ROOT
@@ -22,16 +22,17 @@ def stages() -> dict[str, dict]:
 
 
 def ancestors(edges: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Every step that a step comes after, however far: an order may be said directly or by way of another step."""
+    """Every task that a task comes after, however far: an order may be said directly or by way of another step."""
     found: dict[str, set[str]] = {}
-    for name in STEPS:
+    for name in TASKS:
         direct = edges[name] - ONLY_IN_DVC
         found[name] = direct.union(*(found[other] for other in direct)) if direct else set()
     return found
 
 
 def dvc_edges(stages: dict[str, dict]) -> dict[str, set[str]]:
-    maker = {out: name for name, stage in stages.items() for out in stage["outs"]}
+    outs = ((out, name) for name, stage in stages.items() for out in stage["outs"])
+    maker = {next(iter(out)) if isinstance(out, dict) else out: name for out, name in outs}  # a dict: an out with options
 
     def makers(dep: str) -> set[str]:
         return {name for out, name in maker.items() if out == dep or Path(dep) in Path(out).parents}
@@ -39,9 +40,9 @@ def dvc_edges(stages: dict[str, dict]) -> dict[str, set[str]]:
     return {name: set().union(*(makers(dep) for dep in stage.get("deps", ()))) for name, stage in stages.items()}
 
 
-def test_both_graphs_have_the_same_steps(stages):
-    assert set(stages) - ONLY_IN_DVC == set(STEPS)
-    assert [task["name"] for task in tasks(load_params("phantom"))] == list(STEPS)
+def test_both_graphs_have_the_same_tasks(stages):
+    assert set(stages) - ONLY_IN_DVC == set(TASKS)
+    assert [task["name"] for task in tasks(load_params("phantom"))] == list(TASKS)
 
 
 def test_both_graphs_have_the_same_order(stages):
@@ -49,10 +50,10 @@ def test_both_graphs_have_the_same_order(stages):
     assert ancestors(dvc_edges(stages)) == kfp
 
 
-def test_each_stage_runs_the_step_of_its_name_and_follows_its_code(stages):
-    for name in STEPS:
-        assert f"python -m components.{name} " in stages[name]["cmd"]
-        assert f"components/{name}" in stages[name]["deps"]
+def test_each_stage_runs_the_module_of_its_name_and_follows_its_code(stages):
+    for name in TASKS:
+        assert f"python -m components.{module_of(name)} " in stages[name]["cmd"]
+        assert f"components/{module_of(name).split('.')[0]}" in stages[name]["deps"]
 
 
 def test_architectures_come_from_params_alone(stages):

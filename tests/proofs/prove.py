@@ -7,6 +7,7 @@ returns (figure, passed). Each runs in a process of its own; the file is written
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import platform
@@ -60,7 +61,6 @@ def run(path: Path, issue: int, line: int, commit: str) -> dict[str, Any]:
     )
     result = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
     figure, ok = json.loads(result[1]) if result else (f"the proof ended with exit code {done.returncode}", False)
-    bound = re.search(r'^BOUND = "(.*)"$', path.read_text(), re.MULTILINE)
     return {
         "issue": issue,
         "line": line,
@@ -68,10 +68,16 @@ def run(path: Path, issue: int, line: int, commit: str) -> dict[str, Any]:
         "commit": commit,
         "machine": f"{platform.system()} {platform.machine()}, {cores()} cores, Python {platform.python_version()}",
         "figure": figure,
-        "bound": bound[1] if bound else "",
+        "bound": bound(path),
         "pass": bool(ok),
         "seconds": round(time.monotonic() - started, 1),
     }
+
+
+def bound(path: Path) -> str:
+    """A proof's BOUND, read without running it."""
+    assigned = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.Assign))
+    return next(ast.literal_eval(node.value) for node in assigned if ast.unparse(node.targets[0]) == "BOUND")
 
 
 def same_code(commit: str) -> bool:

@@ -295,7 +295,7 @@ def test_balanced_classes_are_drawn_equally_often(planned):
 def test_the_plan_says_what_it_was_made_of_and_shows_it(planned, dataset, splits):
     info = read_info(planned, PLAN)
     assert info["splits_digest"] == read_info(splits, "splits")["digest"]
-    assert info["dataset_digest"] == Dataset.open(dataset).content_digest
+    assert info["dataset"] == Dataset.open(dataset).version
     assert info["augment"] == augment_params().model_dump(mode="json")
     assert info["views"] == 3
     assert (planned / "preview.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"

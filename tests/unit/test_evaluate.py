@@ -39,7 +39,12 @@ def dataset(tmp_path_factory):
     with new_artifact(folder, "dataset") as building:
         np.save(building / "shard-00000.npy", images)
         manifest.to_parquet(building / "manifest.parquet")
-        info = {"class_order": HAM10000_CLASSES, "image_size": SIZE, "source": {"synthetic": True}}
+        info = {
+            "class_order": HAM10000_CLASSES,
+            "image_size": SIZE,
+            "source": {"synthetic": True, "dvc_revision": None},
+            "content_digest": "sha256:0",
+        }
         write_json(building / "dataset.json", info)
     return Dataset.open(folder)
 

@@ -89,7 +89,12 @@ def write_run(folder, model, *, masks_mode="none"):
     with new_artifact(dataset, "dataset") as path:
         manifest.to_parquet(path / "manifest.parquet")
         np.save(path / "shard-00000.npy", images)
-        info = {"class_order": CLASSES, "image_size": SIZE, "source": {"synthetic": True}, "content_digest": "sha256:d"}
+        info = {
+            "class_order": CLASSES,
+            "image_size": SIZE,
+            "source": {"synthetic": True, "dvc_revision": None},
+            "content_digest": "sha256:d",
+        }
         write_json(path / "dataset.json", info)
     with new_artifact(splits, contracts.SPLITS) as path:
         table.to_parquet(path / "splits.parquet")

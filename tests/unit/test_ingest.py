@@ -2,20 +2,15 @@
 
 import os
 import shutil
-import struct
-import zlib
-from io import BytesIO
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
 
 from components.ingest import core
-from components.ingest.core import REJECT_COLUMNS, ingest
-from components.ingest.decode import RejectedError, decode, difference_hash
-from components.ingest.source import open_source, source_digest
+from components.ingest.core import ingest
+from components.ingest.source import REJECT_COLUMNS, open_source
 from dermaflow.artifacts import changed_files, file_digest
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import MANIFEST_COLUMNS, Dataset
@@ -49,14 +44,6 @@ def noise(seed, height, width):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def quadrants(size=64):
-    """Red top left, green top right, blue bottom left, white bottom right: shows turns and swapped channels."""
-    half = size // 2
-    image = np.full((size, size, 3), 255, np.uint8)
-    image[:half, :half], image[:half, half:], image[half:, :half] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
-    return image
-
-
 # --- what an image becomes ---
 
 
@@ -66,75 +53,6 @@ def test_an_image_of_the_asked_size_is_stored_as_it_is_in_rgb(tmp_path):
     stored = opened.images(opened.rows_of(pd.Series(list(pictures))))
     assert stored.dtype == np.uint8
     np.testing.assert_array_equal(stored, np.stack(list(pictures.values())))
-
-
-def test_a_larger_image_is_averaged_over_areas(tmp_path):
-    """Twice as wide, thrice as high: every pixel is the mean of 2 x 3, which nearest or bilinear sampling would miss."""
-    picture = noise(1, 3 * SIZE, 2 * SIZE)
-    opened = ingested(draw_source(tmp_path / "s", {"I0": picture}), tmp_path / "d")
-    expected = picture.reshape(SIZE, 3, SIZE, 2, 3).mean(axis=(1, 3))
-    np.testing.assert_allclose(opened.images(np.array([0]))[0], expected, atol=0.51)
-    assert tuple(opened.manifest.loc[0, ["original_width", "original_height"]]) == (2 * SIZE, 3 * SIZE)
-
-
-def test_a_smaller_image_is_enlarged_smoothly(tmp_path):
-    picture = np.zeros((8, 8, 3), np.uint8)
-    picture[:, 4:] = 200
-    stored = ingested(draw_source(tmp_path / "s", {"I0": picture}), tmp_path / "d").images(np.array([0]))[0, 16, :, 0]
-    assert (np.diff(stored.astype(int)) >= 0).all()
-    assert len(set(stored)) > 2, "no in-between value: this is not interpolation"
-
-
-def test_phantoms_are_stored_as_pillow_decodes_them(drawn_source, dataset):
-    """An independent decoder and the same area averaging agree within a rounding step or two of JPEG's arithmetic."""
-    opened = Dataset.open(dataset)
-    rows = np.array([0, 20, 41])
-    for row, stored in zip(rows, opened.images(rows), strict=True):
-        path = drawn_source.path / opened.manifest["source_uri"][row]
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        expected = cv2.resize(picture, (SIZE, SIZE), interpolation=cv2.INTER_AREA).astype(int)
-        assert np.abs(stored - expected).max() <= 4
-        assert np.abs(stored - expected).mean() < 1
-
-
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [
-        ("L", [(76, 76, 76), (150, 150, 150), (29, 29, 29), (255, 255, 255)]),
-        ("P", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]),
-        ("RGBA", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)]),
-        ("LA", [(76, 76, 76), (150, 150, 150), (29, 29, 29), (255, 255, 255)]),
-        ("1", [None, None, None, (255, 255, 255)]),
-    ],
-)
-def test_other_kinds_of_png_become_rgb(tmp_path, mode, expected):
-    source = draw_source(tmp_path / "s", {"I0": quadrants()})
-    Image.fromarray(quadrants()).convert(mode).save(source.path / "images" / "I0.png")
-    stored = ingested(source, tmp_path / "d").images(np.array([0]))[0].astype(int)
-    for (row, column), colour in zip([(8, 8), (8, 24), (24, 8), (24, 24)], expected, strict=True):
-        if colour is not None:
-            np.testing.assert_allclose(stored[row, column], colour, atol=3)
-
-
-def test_a_16_bit_png_is_scaled_to_8_bits(tmp_path):
-    source = draw_source(tmp_path / "s", {"I0": quadrants()})
-    Image.fromarray(np.full((64, 64), 128 * 257, np.uint16)).save(source.path / "images" / "I0.png")
-    stored = ingested(source, tmp_path / "d").images(np.array([0]))
-    np.testing.assert_allclose(stored, 128, atol=1)
-
-
-@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (3, 2), (6, 3), (8, 1)])
-def test_the_orientation_that_a_camera_noted_is_applied(tmp_path, orientation, turned):
-    """EXIF 6 says: turn by 90 degrees clockwise to see it upright."""
-    source = draw_source(tmp_path / "s", {"I0": quadrants()})
-    (source.path / "images" / "I0.png").unlink()
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(quadrants()).save(source.path / "images" / "I0.jpg", quality=95, subsampling=0, exif=exif)
-    stored = ingested(source, tmp_path / "d").images(np.array([0]))[0]
-    expected = np.rot90(quadrants(SIZE), turned).astype(int)
-    centres = np.ix_([8, 24], [8, 24])
-    assert np.abs(stored[centres] - expected[centres]).max() < 30
 
 
 def test_masks_lie_on_their_images(tmp_path):
@@ -155,17 +73,6 @@ def test_masks_lie_on_their_images(tmp_path):
     for row in (0, 2, 3, 5):
         np.testing.assert_array_equal(truth[row], images[row, ..., 0] >= 128)
     assert not truth[[1, 4]].any()
-
-
-def test_a_mask_is_lesion_where_at_least_half_of_a_pixel_is_covered(tmp_path):
-    """Four columns of the source become one: 0, 1, 2, 3 or all 4 of them are lesion."""
-    covered = np.arange(SIZE) % 5
-    mask = np.repeat((np.arange(4)[None, :] < covered[:, None]).reshape(1, -1), 4 * SIZE, axis=0)
-    source = draw_source(tmp_path / "s", {"I0": np.zeros((4 * SIZE, 4 * SIZE, 3), np.uint8)})
-    (source.path / "masks").mkdir()
-    cv2.imwrite(str(source.mask("I0")), mask.astype(np.uint8) * 255)
-    truth = ingested(source, tmp_path / "d").truth(np.array([0]))[0]
-    np.testing.assert_array_equal(truth, np.broadcast_to(covered >= 2, truth.shape))
 
 
 # --- the manifest ---
@@ -222,16 +129,6 @@ def test_identical_pixels_are_listed_as_neighbours(source, tmp_path):
     ]
 
 
-def test_the_perceptual_hash_hardly_moves_with_brightness_and_much_with_content(dataset):
-    def bits(pixels):
-        return np.unpackbits(np.frombuffer(bytes.fromhex(difference_hash(pixels)), np.uint8))
-
-    first, other = Dataset.open(dataset).images(np.array([0, 1]))
-    brighter = np.clip(first.astype(int) + 5, 0, 255).astype(np.uint8)
-    assert (bits(first) != bits(brighter)).sum() <= 6
-    assert (bits(first) != bits(other)).sum() >= 10
-
-
 # --- digests ---
 
 
@@ -277,17 +174,21 @@ def test_another_size_is_other_content(drawn_source, dataset, tmp_path):
 
 
 def test_the_source_digest_follows_names_and_bytes_not_times(source):
-    before = source_digest(source.path)
+    def digest():
+        return open_source(data_params(source.path)).digest()
+
+    before = digest()
     path = source.image(source.ids("nv")[0])
     os.utime(path, (1, 1))
-    assert source_digest(source.path) == before
+    assert digest() == before
     data = path.read_bytes()
     path.write_bytes(data[:-3] + b"\0" + data[-2:])
-    changed = source_digest(source.path)
+    changed = digest()
     assert changed != before
     path.write_bytes(data)
-    path.rename(path.with_name("other.jpg"))
-    assert source_digest(source.path) not in (before, changed)
+    assert digest() == before
+    path.rename(path.with_suffix(".jpeg"))
+    assert digest() not in (before, changed)
 
 
 # --- quarantine ---
@@ -298,14 +199,14 @@ def spoilt(tmp_path_factory, drawn_source):
     """42 phantoms of which ten can not be used, ingested: (what was done to which image, the dataset)."""
     folder = tmp_path_factory.mktemp("spoilt")
     source = SourceFolder(shutil.copytree(drawn_source.path, folder / "source"))
-    reasons = ("missing", "duplicate_id", "duplicate_file", "empty", "unreadable", "truncated", "too_large", "unreadable_mask")
+    reasons = ("missing", "duplicate_id", "duplicate_file", "empty", "unsupported", "truncated", "too_large", "unreadable_mask")
     done = dict(zip(reasons, source.ids("nv"), strict=False))
     source.image(done["missing"]).unlink()
     table = source.metadata
     source.write_metadata(pd.concat([table, table[table["image_id"] == done["duplicate_id"]]]))
     shutil.copy(source.image(done["duplicate_file"]), source.path / f"{done['duplicate_file']}.jpeg")
     source.image(done["empty"]).write_bytes(b"")
-    source.image(done["unreadable"]).write_bytes(b"<html>404 Not Found</html>")
+    source.image(done["unsupported"]).write_bytes(b"<html>404 Not Found</html>")
     data = source.image(done["truncated"]).read_bytes()
     source.image(done["truncated"]).write_bytes(data[: len(data) // 2])
     cv2.imwrite(str(source.image(done["too_large"])), noise(0, 100, 101))
@@ -318,7 +219,7 @@ def spoilt(tmp_path_factory, drawn_source):
 @pytest.mark.parametrize(
     "reason",
     [
-        *("missing", "duplicate_id", "duplicate_file", "empty", "unreadable"),
+        *("missing", "duplicate_id", "duplicate_file", "empty", "unsupported"),
         *("truncated", "too_large", "unreadable_mask", "unlabelled"),
     ],
 )
@@ -328,9 +229,8 @@ def test_an_unusable_image_is_quarantined_with_its_reason(spoilt, reason):
     assert set(entries["image_id"]) == {done[reason]}
     assert len(entries) == (2 if reason == "duplicate_id" else 1)
     entry = entries.iloc[0]
-    assert entry["uri"].startswith(str(source.path))
-    assert done[reason] in entry["uri"]
-    assert entry["detail"]
+    assert (source.path / entry["uri"]).is_file()
+    assert done[reason] in entry["uri"] + entry["detail"]
     assert done[reason] not in set(opened.manifest["image_id"])
 
 
@@ -351,84 +251,9 @@ def test_the_ceiling_stops_the_run_and_tells_what_is_wrong(source, tmp_path):
     told = refusal(source, tmp_path / "d", max_reject_share=0.04)
     assert "2 of 42 images can not be used (empty 2)" in told
     assert "data.max_reject_share = 0.04" in told
-    assert str(source.image(source.ids("nv")[0])) in told
+    assert f"{source.path}: 2 of 42" in told
+    assert f"the first is images/{source.ids('nv')[0]}.jpg: the file has no bytes" in told
     assert len(ingested(source, tmp_path / "d", max_reject_share=0.05).rejects) == 2
-
-
-def test_a_dangling_link_is_quarantined(source, tmp_path):
-    path = source.image(source.ids("nv")[0])
-    path.unlink()
-    path.symlink_to(tmp_path / "nowhere.jpg")
-    rejects = ingested(source, tmp_path / "d").rejects
-    assert list(rejects["reason"]) == ["unreadable"]
-    assert "No such file" in rejects["detail"][0]
-
-
-def encoded(ending, **options):
-    file = BytesIO()
-    Image.fromarray(noise(3, 60, 80)).save(file, ending, **options)
-    return file.getvalue()
-
-
-def png_of(width, height):
-    """A PNG that claims a size and holds next to nothing."""
-
-    def chunk(kind, data):
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b"")
-
-
-def reason_of(data):
-    try:
-        decode(data, SIZE, 50_000_000)
-    except RejectedError as rejected:
-        return rejected.reason
-    return "accepted"
-
-
-def test_a_damaged_png_is_refused():
-    data = encoded("PNG")
-    assert reason_of(data) == "accepted"
-    assert reason_of(data[: len(data) // 2]) == "unreadable"
-    assert reason_of(data[:3000] + bytes([data[3000] ^ 255]) + data[3001:]) == "unreadable"
-
-
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
-def test_a_jpeg_that_ends_early_is_refused(share):
-    data = encoded("JPEG", quality=90)
-    assert reason_of(data[: int(share * len(data))]) in ("truncated", "unreadable")
-
-
-def test_a_jpeg_that_ends_early_is_refused_even_when_it_holds_a_thumbnail():
-    """The thumbnail in the EXIF block has an end marker of its own."""
-    data = encoded("JPEG", quality=90)
-    thumbnail = encoded("JPEG", quality=10)
-    block = b"Exif\0\0" + thumbnail
-    whole = data[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + data[2:]
-    assert reason_of(whole) == "accepted"
-    assert reason_of(whole[: len(whole) - len(data) // 2]) == "truncated"
-
-
-def test_an_image_over_the_limit_is_refused_before_it_is_decoded():
-    assert reason_of(png_of(8000, 8000)) == "too_large"
-
-
-def test_a_huge_image_is_too_large_not_unreadable():
-    assert reason_of(png_of(20_000, 20_000)) == "too_large"
-
-
-@pytest.mark.parametrize("trailer", [b"\0" * 10, b"\0" * 512], ids=len)
-def test_a_whole_jpeg_with_a_trailer_is_not_called_truncated(trailer):
-    """Cameras and copying tools append padding and vendor blocks."""
-    assert reason_of(encoded("JPEG", quality=90) + trailer) == "accepted"
-
-
-@pytest.mark.xfail(strict=True, reason="libjpeg fills what is missing with grey and only warns; the end marker is there")
-def test_a_jpeg_with_a_hole_in_it_is_refused():
-    data = encoded("JPEG", quality=90)
-    assert reason_of(data[: len(data) // 2] + b"\xff\xd9") != "accepted"
 
 
 # --- sources that can not be read ---
@@ -473,35 +298,10 @@ def test_an_unknown_class_is_named_with_its_line(source, tmp_path):
     table = source.metadata
     table.loc[4, "dx"] = "melanoma"
     source.write_metadata(table)
-    told = refusal(source, tmp_path / "d")
-    assert f"{METADATA_FILE}, line 6: dx is 'melanoma' (1 such rows)" in told
-    assert "allowed: akiec, bcc, bkl, df, mel, nv, vasc" in told
-
-
-@pytest.mark.parametrize(
-    "bad",
-    ["../x", "/etc/passwd", "a/b", "..", ".hidden", "-rf", "a\x07b", "a\nb", "=cmd()", "+1", "@x", "a b", "ä", "", "x" * 129],
-)
-@pytest.mark.parametrize("column", ["image_id", "lesion_id"])
-def test_an_unsafe_id_is_refused_with_its_line(source, tmp_path, column, bad):
-    table = source.metadata
-    table.loc[2, column] = bad
-    source.write_metadata(table)
-    told = refusal(source, tmp_path / "d")
-    assert f"line 4: {column} is {bad[:60]!r}"[:70] in told
-    assert "letters, digits, dot, dash and underscore" in told
-    assert all(character.isprintable() for character in told), "a control character would reach the terminal"
-
-
-@pytest.mark.parametrize("age", ["old", "4O", "nan"])
-def test_an_age_that_is_no_number_is_refused(source, tmp_path, age):
-    source.set(source.ids("nv")[0], age=age)
-    assert f"age is {age!r} (1 such rows); allowed: a number of years, or empty" in refusal(source, tmp_path / "d")
-
-
-def test_an_infinite_age_is_refused(source, tmp_path):
-    source.set(source.ids("nv")[0], age="inf")
-    assert "age is 'inf'" in refusal(source, tmp_path / "d")
+    told = refusal(source, tmp_path / "d", max_reject_share=0)
+    assert "1 of 42 images can not be used (unknown_class 1)" in told
+    assert f"{METADATA_FILE}, line 6: dx is 'melanoma'; allowed: akiec, bcc, bkl, df, mel, nv, vasc" in told
+    assert list(ingested(source, tmp_path / "d").rejects["reason"]) == ["unknown_class"]
 
 
 @pytest.mark.parametrize(
@@ -510,8 +310,6 @@ def test_an_infinite_age_is_refused(source, tmp_path):
         (b"", "can not be read as a table"),
         (HEADER.encode(), "has no rows"),
         (f"{HEADER}\nL1,I1,nv,histo,40,male,back,more\n{HEADER}\n".encode("utf-16"), "can not be read as a table"),
-        (f"{HEADER}\nL1,I1,nv,histo,40,male,back\nL2,I2,nv,histo,40,male,back,more\n".encode(), "line 3"),
-        (f"{HEADER}\nL1\n".encode(), "line 2: image_id is ''"),
     ],
 )
 def test_metadata_that_is_no_table_is_refused_by_name(source, tmp_path, content, told):
@@ -519,12 +317,6 @@ def test_metadata_that_is_no_table_is_refused_by_name(source, tmp_path, content,
     message = refusal(source, tmp_path / "d")
     assert str(source.path / METADATA_FILE) in message
     assert told in message
-
-
-@pytest.mark.parametrize("value", ["back\x00", "back\x1b[2J"])
-def test_control_characters_are_refused_in_every_column(source, tmp_path, value):
-    source.set(source.ids("nv")[0], localization=value)
-    assert "localization" in refusal(source, tmp_path / "d")
 
 
 def test_a_source_description_that_is_not_json_is_refused(source, tmp_path):

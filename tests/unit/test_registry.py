@@ -30,7 +30,9 @@ def settings(tmp_path: Path) -> RegisterParams:
 
 @pytest.fixture
 def evidence(finished_run: Path) -> Evidence:
-    steps = {"dataset": "ingest/dataset", "report": "validate/report", "masks": "segment/masks", "splits": "split/splits",
+    steps = {"dataset": "ingest/dataset", "report": "validate/report", "splits_report": "validate-splits/report",
+             "masks_and_plan_report": "validate-masks-and-plan/report",
+             "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
              "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
              "selection": "select/selection", "explanation": "explain/explanation"}  # fmt: skip
     params = read_json(finished_run / "request.json")["arguments"]["params"]

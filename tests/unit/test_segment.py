@@ -179,7 +179,7 @@ def dataset_at(path, *, with_truth=True, wrong_truth=False):
         info = {
             "class_order": ["df", "mel", "nv"],
             "image_size": SIDE,
-            "source": {"synthetic": True},
+            "source": {"synthetic": True, "dvc_revision": None},
             "content_digest": "sha256:0",
         }
         write_json(folder / "dataset.json", info)
@@ -195,7 +195,7 @@ def masked(tmp_path_factory):
 
 def test_masks_lie_row_by_row_beside_the_images(masked):
     dataset, masks, _ = masked
-    for shard in range(dataset.shard_count):
+    for shard in dataset.shards:
         images, found = np.load(dataset.artifact.path / f"shard-{shard:05d}.npy"), np.load(masks / f"mask-{shard:05d}.npy")
         assert found.dtype == np.uint8
         assert found.shape == images.shape[:3]

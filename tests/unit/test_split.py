@@ -189,7 +189,7 @@ def test_the_artifact_says_what_was_done(splits, dataset):
     assert info["seed"] == 20240101
     assert info["promotable"] is True
     assert info["mark"] is None
-    assert info["dataset_digest"] == Dataset.open(dataset).content_digest
+    assert info["dataset"] == Dataset.open(dataset).version
     assert info["leakage"]["all"]["share"] == 0
     for name in SPLIT_NAMES:
         part = table[table["split"] == name]

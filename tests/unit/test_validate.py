@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from components.ingest.core import ingest
-from components.validate.core import suite_names, validate
+from components.validate.core import Subject, suite_names, validate
+from components.validate.rules import ROWS_NAMED
 from dermaflow.artifacts import changed_files, open_artifact
 from dermaflow.contracts import VALIDATION_REPORT, read_info
 from dermaflow.dataset import Dataset
@@ -38,7 +39,7 @@ def pages(target):
 def judge(dataset, target, params=VALIDATE):
     """The report on disk, and the message of the gate (None when it passes)."""
     try:
-        validate(dataset, params, target)
+        validate(Subject(dataset), params, target)
     except GateError as error:
         return read_info(target, VALIDATION_REPORT), str(error)
     return read_info(target, VALIDATION_REPORT), None
@@ -54,7 +55,7 @@ def clean(tmp_path_factory, dataset):
 
 @pytest.fixture(scope="module")
 def spoilt(tmp_path_factory, drawn_source):
-    """Three blocking faults and three warnings in one source, ingested and judged."""
+    """Three blocking faults and four warnings in one source, ingested and judged."""
     folder = tmp_path_factory.mktemp("spoilt")
     source = SourceFolder(shutil.copytree(drawn_source.path, folder / "source"))
     torn = source.lesion_with_several_images()
@@ -65,7 +66,11 @@ def spoilt(tmp_path_factory, drawn_source):
     shutil.copy(source.image(twins[0]), source.image(twins[1]))
     table = source.metadata
     few = sorted(table.loc[table["dx"] == "vasc", "lesion_id"].unique())[:1]
-    source.write_metadata(table[(table["dx"] != "vasc") | table["lesion_id"].isin(few)])
+    kept = (table["dx"] != "vasc") | table["lesion_id"].isin(few)
+    source.write_metadata(table[kept])
+    for image in table.loc[~kept, "image_id"]:
+        source.image(image).unlink()
+        source.mask(image).unlink(missing_ok=True)
     odd = [image for image in source.ids("nv") if image not in (*torn, *twins)][:3]
     source.set(odd[0], age="180")
     source.set(odd[1], dx_type="guess")
@@ -128,9 +133,10 @@ def test_warnings_are_told_apart_and_would_not_stop_a_run(spoilt):
     told = "\n".join(spoilt.report["warnings"])
     assert f"age is 0 to 120 years (1 rows: {spoilt.odd[0]})" in told
     assert f"the way of diagnosis is one of HAM10000's four (1 rows: {spoilt.odd[1]})" in told
-    assert "no two images have identical pixels (2 rows" in told
+    assert "no two lesions share identical pixels: the split joins those that do (2 rows" in told
+    assert "no two lesions share a file's bytes (2 rows" in told
     assert "sex is known" not in told, "one unknown of 40 is within validate.max_unknown_share"
-    assert len(spoilt.report["warnings"]) == 3
+    assert len(spoilt.report["warnings"]) == 4
     assert len(spoilt.report["blocking"]) == 3
 
 
@@ -194,6 +200,82 @@ def test_markup_in_the_data_is_shown_not_run(dataset, tmp_path):
     assert not any(MARKUP in page for page in pages(tmp_path / "r").values())
 
 
+def test_impossible_measures_block_and_outliers_warn(dataset, tmp_path):
+    def spoil(table):
+        table.loc[0, "brightness"] = 300.0
+        table.loc[1, "entropy"] = float("nan")
+        table.loc[2, "sharpness"] = 1.0
+        table.loc[3, "brightness"] = 20.0
+        return table
+
+    report, _ = judge(with_manifest(dataset, tmp_path / "d", spoil), tmp_path / "r")
+    ids = list(Dataset.open(dataset).manifest["image_id"])
+    assert named(report, "brightness is a grey level") == {ids[0]}
+    assert named(report, "every property of an image is measured") == {ids[1]}
+    assert named(report, "no image is blurred: sharpness as in HAM10000 (at least 12.6)") == {ids[2]}
+    assert ids[3] in named(report, "no image is nearly black or blown out: brightness as in HAM10000 (58 to 230)")
+    assert rule(report, "brightness is a grey level")["rows"][0]["brightness"] == "300"
+
+
+def test_a_row_without_a_place_in_a_shard_blocks(dataset, tmp_path):
+    def spoil(table):
+        table.loc[0, "row"] = 10_000
+        table.loc[1, "shard"] = 7
+        return table
+
+    report, _ = judge(with_manifest(dataset, tmp_path / "d", spoil), tmp_path / "r")
+    ids = list(Dataset.open(dataset).manifest["image_id"])
+    assert named(report, "each image's place is in a shard that exists") == {ids[0], ids[1]}
+
+
+def test_duplicates_within_a_lesion_are_a_note_and_across_lesions_a_warning(dataset, tmp_path):
+    table = Dataset.open(dataset).manifest
+    lesions = table.groupby("lesion_id").groups
+    within = next(list(rows[:2]) for rows in lesions.values() if len(rows) > 1)
+    same_class = table.groupby("label")["lesion_id"].unique()
+    one, other = next(list(found[:2]) for found in same_class if len(found) > 1)
+    across = [lesions[one][0], lesions[other][0]]
+
+    def spoil(changed):
+        for pair in (within, across):
+            changed.loc[pair[1], "pixel_digest"] = changed.loc[pair[0], "pixel_digest"]
+        return changed
+
+    report, told = judge(with_manifest(dataset, tmp_path / "d", spoil), tmp_path / "r")
+    assert told is None
+    assert set(table.loc[across, "image_id"]) <= named(
+        report, "no two lesions share identical pixels: the split joins those that do"
+    )
+    assert set(table.loc[within, "image_id"]) <= named(report, "no lesion has the same pixels twice")
+    assert any(text.startswith("no lesion has the same pixels twice") for text in report["notes"])
+
+
+def test_an_artefact_that_one_class_alone_shows_is_told(dataset, tmp_path):
+    def inked(table):
+        many = table.loc[table.index.repeat(20)].reset_index(drop=True)
+        many["image_id"] = [f"I_{row}" for row in range(len(many))]
+        return many.assign(ink_share=many["label"].eq("mel") * 0.1)
+
+    report, _ = judge(with_manifest(dataset, tmp_path / "d", inked), tmp_path / "r")
+    rows = {
+        row["label"]: row for row in rule(report, "marker ink is beside every class alike (validate.max_artefact_gap)")["rows"]
+    }
+    assert rows["mel"]["ink_rate"] == "1"
+    assert float(rows["mel"]["ink_gap"]) > 0.5
+
+
+def test_a_rule_names_a_bounded_number_of_rows_and_tells_how_many_there_are(dataset, tmp_path):
+    def old(table):
+        many = table.loc[table.index.repeat(30)].reset_index(drop=True)
+        return many.assign(image_id=[f"I_{row}" for row in range(len(many))], age=150.0)
+
+    report, _ = judge(with_manifest(dataset, tmp_path / "d", old), tmp_path / "r")
+    found = rule(report, "age is 0 to 120 years")
+    assert found["failing"] == 42 * 30
+    assert len(found["rows"]) == ROWS_NAMED
+    assert "1260 rows fail; the first 20 are" in "".join(pages(tmp_path / "r").values())
+
+
 def test_an_image_id_that_stands_twice_blocks(dataset, tmp_path):
     """Ingest quarantines these; a Dataset from elsewhere may hold them."""
 
@@ -239,15 +321,15 @@ def test_the_least_number_of_lesions_is_a_parameter(dataset, clean, tmp_path):
 
 
 def test_an_unknown_suite_is_refused_with_those_that_exist(dataset, tmp_path):
-    with pytest.raises(InputError, match="unknown suite 'manifst'; allowed: manifest"):
-        validate(dataset, VALIDATE, tmp_path / "r", suite="manifst")
-    assert suite_names() == ("manifest",)
+    with pytest.raises(InputError, match="unknown suite 'manifst'; allowed: manifest, masks, plan, predictions, splits"):
+        validate(Subject(dataset), VALIDATE, tmp_path / "r", ("manifst",))
+    assert suite_names() == ("manifest", "masks", "plan", "predictions", "splits")
     assert not (tmp_path / "r").exists()
 
 
 def test_a_folder_that_is_no_dataset_is_refused(drawn_source, tmp_path):
     with pytest.raises(InputError, match="is not a finished dataset artifact"):
-        validate(drawn_source.path, VALIDATE, tmp_path / "r")
+        validate(Subject(drawn_source.path), VALIDATE, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
 
@@ -256,4 +338,4 @@ def test_the_report_can_be_read_by_a_program(spoilt):
     assert {"success", "suite", "suite_digest", "dataset_digest", "images", "rejects", "blocking", "warnings", "rules"} <= set(
         report
     )
-    assert pd.DataFrame(report["rules"])["level"].isin(["critical", "warning"]).all()
+    assert pd.DataFrame(report["rules"])["level"].isin(["critical", "warning", "info"]).all()

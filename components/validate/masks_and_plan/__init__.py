@@ -1,0 +1,1 @@
+"""The gate before training, on masks and plan."""

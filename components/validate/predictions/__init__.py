@@ -1,0 +1,1 @@
+"""The gate after evaluate, on the predictions of all architectures."""

@@ -1,0 +1,36 @@
+"""Benchmarks at toy size: they run, compare equal work, and print one JSON object. Their bounds are proved, not tested."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.workspace import ROOT
+
+
+def measured(name: str, *arguments: str) -> dict[str, Any]:
+    """What `benchmarks/NAME.py --json` prints; on a busy machine a bound may be missed, which is exit code 1."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    assert done.stdout, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    assert all(value > 0 for value in told["ratios"].values())
+    assert bool(told["missed"]) == bool(done.returncode)
+    return told
+
+
+def test_ingest_is_compared_with_its_baselines(phantoms: Path):
+    told = measured("ingest", "--source", str(phantoms / "images"), "--images", "40", "--repeats", "1")
+    assert {"ingest / newcomer", "ingest / keras", "ingest / bound"} <= told["ratios"].keys()
+    assert set(told["peak_anonymous_mib"]) == {"newcomer", "keras", "bound", "ingest"}
+
+
+def test_growth_writes_and_pushes_only_what_is_new(phantoms: Path):
+    told = measured("incremental", "--source", str(phantoms), "--base", "120", "--push")
+    assert told["new_array_files"] == ["shard-00001.npy", "signature-00001.npy"]
+    assert told["rewritten_array_files"] == []
+    assert told["pushed_bytes"]["growth"] < told["new_array_bytes"] + 1_000_000

@@ -1,0 +1,41 @@
+"""What proofs of speed and memory share: a benchmark's JSON, and a command timed with the memory of its process tree."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from tests.proofs.prove import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+
+def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
+    """Run `benchmarks/NAME.py --json`; returns what it printed, and whether every bound holds."""
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--json", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    if not done.stdout.strip():
+        raise SystemExit(f"{name} ended with exit code {done.returncode} and said nothing")
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told, done.returncode == 0
+
+
+def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, float, subprocess.CompletedProcess[str]]:
+    """Run a command in a folder: seconds, peak anonymous memory of its process tree in MiB, and the finished process."""
+    from measured import peak_of_tree
+
+    started = time.monotonic()
+    with (
+        subprocess.Popen(
+            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        ) as process,
+        peak_of_tree(process.pid) as peak,
+    ):
+        out, err = process.communicate()
+        mib = peak()
+    return time.monotonic() - started, mib, subprocess.CompletedProcess(command, process.returncode, out, err)
