@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from components.validate.tables.manifest import Tables
+from dermaflow.errors import InputError
 
 SUITES = Path(__file__).with_name("suites")
 BLOCKING, WARNING = "critical", "warning"
@@ -122,9 +123,7 @@ def _describe(suite: str, result: Any, table: pd.DataFrame, *, leak_is_blocking:
         "failing": len(failing),
         "rows": _named(table.loc[failing[:ROWS_NAMED]], config),
         "error": error,
-        "note": "only a warning: split.strategy random leaks by design, and nothing made from it is promoted"
-        if eased
-        else None,
+        "note": LEAKS_BY_DESIGN if eased else None,
     }
 
 
@@ -183,7 +182,10 @@ def _fails(table: pd.DataFrame, expectation: str, kwargs: Mapping[str, Any]) -> 
             above = values.ge(high) if kwargs.get("strict_max") else values.gt(high)
             return known & (below | above)
         case other:
-            raise NotImplementedError(f"{other}: say here which rows fail it")
+            raise InputError(
+                f"a suite in {SUITES} asks for {other}, whose failing rows can not be named; use an expectation that the "
+                "shipped suites use"
+            )
 
 
 def _named(rows: pd.DataFrame, config: Any) -> list[dict[str, str]]:

@@ -14,24 +14,10 @@ import pytest
 import yaml
 
 from dermaflow.artifacts import open_artifact
+from tests.proofs.issue3_line6 import doubled, missing, two_diagnoses
 from tests.workspace import ROOT, Workspace, sets
 
 BAD = Callable[[pd.DataFrame], pd.DataFrame]
-
-
-def doubled(table: pd.DataFrame) -> pd.DataFrame:
-    return pd.concat([table, table])
-
-
-def missing(table: pd.DataFrame) -> pd.DataFrame:
-    return table.assign(image_id=table["image_id"].where(table.index % 4 != 0, "GONE_" + table["image_id"]))
-
-
-def two_diagnoses(table: pd.DataFrame) -> pd.DataFrame:
-    lesion = table["lesion_id"].value_counts().index[0]
-    first = table.index[table["lesion_id"] == lesion][0]
-    table.loc[first, "dx"] = "mel" if table.loc[first, "dx"] != "mel" else "nv"
-    return table
 
 
 def spoil(workspace: Workspace, change: BAD) -> pd.DataFrame:
