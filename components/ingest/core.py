@@ -6,25 +6,43 @@ to new shards, an image whose bytes changed replaces the old one in its place, a
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from components.ingest import neighbours, properties
 from components.ingest.decode import DECODER, INTERPOLATION, RejectedError
+from components.ingest.entries import Entries, among
 from components.ingest.shards import Job, Written, new_shards, write_shards
-from components.ingest.source import REJECT_COLUMNS, Source, open_source
+from components.ingest.source import REJECT_COLUMNS, Entry, Source, open_source
 from components.ingest.store import link_file, open_store
 from dermaflow.artifacts import Artifact, bytes_digest, json_digest, new_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
-from dermaflow.dataset import CLINICAL_COLUMNS, IMAGE_COLUMNS, KIND, MANIFEST_COLUMNS, PROPERTIES, Dataset
+from dermaflow.dataset import (
+    CLINICAL_COLUMNS,
+    IMAGE_COLUMNS,
+    KIND,
+    MANIFEST_COLUMNS,
+    PROPERTIES,
+    Dataset,
+    active_rows,
+    read_manifest,
+)
 from dermaflow.errors import InputError
 from dermaflow.params import DataParams
 
+_CONTENT = ["image_id", "lesion_id", "source_digest", "pixel_digest", "label", *CLINICAL_COLUMNS]
+_ROWS_AT_ONCE = 4096  # of the manifest as Python objects
 _SHARD_FILES = ("shard-*.npy", "truth-*.npy", "signature-*.npy")
 _NUMBERS = {
     "age": "float64",
@@ -64,16 +82,16 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
             rejects = _all_rejects(source, changes, written)
             refuse_too_many(rejects, source, params)
             files |= _gather_shards(written, work, earlier, folder)
-            manifest = _manifest(source, changes, written)
-            manifest.to_parquet(folder / "manifest.parquet", index=False)
+            _manifest(source, changes, written).to_parquet(folder / "manifest.parquet", index=False)
             rejects.to_parquet(folder / "rejects.parquet", index=False)
-            info = _describe(source, manifest, rejects, params, files)
+            pa.default_memory_pool().release_unused()  # the manifest was made of many small tables
+            info = _describe(source, read_manifest(folder, (*_CONTENT, "withdrawn")), rejects, params, files)
             pairs = _neighbours(Dataset(Artifact(folder, KIND, "", {}), info), earlier, changes, work)
             pairs.to_parquet(folder / "neighbours.parquet", index=False)
             write_json(folder / "dataset.json", info)
             store.clear(folder)
         store.keep(target)
-    _remember(source, changes, manifest)
+    _remember(source, changes, Dataset.open(target))
     return info
 
 
@@ -127,7 +145,7 @@ def _recipe(params: DataParams) -> dict[str, Any]:
 def _compare(source: Source, earlier: Dataset | None, params: DataParams) -> _Changes:
     wanted = source.metadata["image_id"]
     if earlier is None:
-        kept = pd.DataFrame(columns=list(MANIFEST_COLUMNS))
+        kept = pd.DataFrame(columns=list(MANIFEST_COLUMNS)).astype(_TYPES)
         return _Changes(kept, frozenset(wanted), new_shards(wanted.tolist(), 0, params), [])
     rows = earlier.all_rows
     gone = ~rows["image_id"].isin(wanted)
@@ -179,14 +197,17 @@ def _digest(source: Source, entry: Any) -> str | None:
         return None
 
 
-def _remember(source: Source, changes: _Changes, manifest: pd.DataFrame) -> None:
+def _remember(source: Source, changes: _Changes, dataset: Dataset) -> None:
     """Let the source know the bytes of what was read, so that the next run need not read them to see no change."""
-    read = manifest[manifest["image_id"].isin(changes.fresh)]
-    masked = read[read["has_truth"]]
-    images, masks = source.images.find(read["image_id"].tolist()), source.masks.find(masked["image_id"].tolist())
-    told = [(images[image_id], digest) for image_id, digest in zip(read["image_id"], read["source_digest"], strict=True)]
-    told += [(masks[image_id], digest) for image_id, digest in zip(masked["image_id"], masked["truth_digest"], strict=True)]
-    source.remember(told)
+
+    def read(entries: Entries, column: str) -> Iterator[tuple[Entry, str]]:
+        rows = dataset.columns("image_id", column)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = zip(*(rows[name].iloc[start : start + _ROWS_AT_ONCE].tolist() for name in rows), strict=True)
+            digests = {image_id: digest for image_id, digest in part if digest and image_id in changes.fresh}
+            yield from ((entry, digests[image_id]) for image_id, entry in entries.find([*digests]).items())
+
+    source.remember(chain(read(source.images, "source_digest"), read(source.masks, "truth_digest")))
 
 
 def _refuse_many_withdrawn(rows: pd.DataFrame, total: int, params: DataParams) -> None:
@@ -244,33 +265,38 @@ def _gather_shards(written: list[Written], work: Path, earlier: Dataset | None, 
 
 def _manifest(source: Source, changes: _Changes, written: list[Written]) -> pd.DataFrame:
     """The rows that stay and the rows that were read, with what the metadata says of them now, in the order of the shards."""
-    images = pd.concat(
-        [changes.kept[[*IMAGE_COLUMNS, "withdrawn"]], *(job.rows.assign(withdrawn=False) for job in written)], ignore_index=True
-    )
+    parts = [changes.kept[[*IMAGE_COLUMNS, "withdrawn"]]]
+    if written:
+        read = pa.concat_tables([pq.read_table(job.table) for job in written], promote_options="default")
+        parts.append(read.to_pandas().assign(withdrawn=False))
+    table = pd.concat(parts, ignore_index=True)
     told = source.metadata.rename(columns={"dx": "label"}).set_index("image_id")[["lesion_id", "label", *CLINICAL_COLUMNS]]
     before = changes.kept.loc[changes.kept["withdrawn"]].set_index("image_id")[told.columns]
-    labels = pd.concat([told[~told.index.isin(before.index)], before])
-    table = images.join(labels, on="image_id").sort_values(["shard", "row"], ignore_index=True)
+    labels = pd.concat([told[~told.index.isin(before.index)], before]) if len(before) else told
+    table[told.columns] = labels.reindex(table["image_id"]).set_axis(table.index)
+    order = np.lexsort((table["row"].to_numpy(), table["shard"].to_numpy()))
+    if (np.diff(order) != 1).any():
+        table = table.take(order).reset_index(drop=True)
     return table.astype(_TYPES)[list(MANIFEST_COLUMNS)]
 
 
 def _neighbours(dataset: Dataset, earlier: Dataset | None, changes: _Changes, work: Path) -> pd.DataFrame:
     """Pairs of near-duplicate images: image_a, image_b, distance, score; only pairs with a fresh image are looked at."""
-    rows = dataset.manifest
+    rows = dataset.columns("image_id", "pixel_digest")
     return neighbours.find_neighbours(
         rows["image_id"],
         rows["pixel_digest"],
         dataset.signatures(work / "signatures.npy"),
         dataset.images,
         known=pd.read_parquet(earlier.artifact.path / "neighbours.parquet") if earlier else None,
-        fresh=rows["image_id"].isin(changes.fresh).to_numpy() if earlier else None,
+        fresh=among(rows["image_id"], changes.fresh).to_numpy() if earlier else None,
     )
 
 
 def _describe(
     source: Source, manifest: pd.DataFrame, rejects: pd.DataFrame, params: DataParams, files: dict[str, str]
 ) -> dict[str, Any]:
-    active = manifest[~manifest["withdrawn"]]
+    active = active_rows(manifest)
     counted = active.groupby("label")
     return {
         "class_order": list(HAM10000_CLASSES),
@@ -293,8 +319,15 @@ def _describe(
 
 
 def content_digest(manifest: pd.DataFrame, params: DataParams) -> str:
-    """Digest of what the images, labels and clinical values are; it does not depend on the order of arrival."""
-    columns = ["image_id", "lesion_id", "source_digest", "pixel_digest", "label", *CLINICAL_COLUMNS]
-    table = manifest[columns].sort_values("image_id").astype(object)
-    rows = table.where(table.notna(), None).to_numpy().tolist()
-    return json_digest({"size": params.image_size, "resize": params.resize, "rows": rows})
+    """Digest of what the images, labels and clinical values are; it does not depend on the order of arrival.
+
+    It is the SHA-256 of JSON, keys sorted and no white space, made for some rows at a time.
+    """
+    order = manifest["image_id"].argsort(kind="stable")
+    sha = hashlib.sha256(f'{{"resize":{json.dumps(params.resize)},"rows":['.encode())
+    for start in range(0, len(order), _ROWS_AT_ONCE):
+        part = manifest[_CONTENT].iloc[order[start : start + _ROWS_AT_ONCE]].astype(object)
+        rows = json.dumps(part.where(part.notna(), None).to_numpy().tolist(), separators=(",", ":"))
+        sha.update((("," if start else "") + rows[1:-1]).encode())
+    sha.update(f'],"size":{params.image_size}}}'.encode())
+    return "sha256:" + sha.hexdigest()

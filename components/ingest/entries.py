@@ -123,7 +123,7 @@ class FileColumns:
 
 def text_array(texts: pd.Series[str]) -> npt.NDArray[np.bytes_]:
     """Short texts as fixed-width UTF-8 bytes, in the order given: what `find_text` searches."""
-    return np.asarray([text.encode() for text in texts], dtype=np.bytes_)
+    return np.asarray([text.encode() for text in texts.tolist()], dtype=np.bytes_)
 
 
 def find_text(ordered: npt.NDArray[np.bytes_], text: str) -> int | None:

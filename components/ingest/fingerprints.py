@@ -53,13 +53,13 @@ class Fingerprints:
         for entry, digest in found:
             high, low = _key(entry)
             packed += _PACK.pack(high, low, bytes.fromhex(digest.removeprefix(_PREFIX)))
-        new = np.frombuffer(bytes(packed), _ROW)
+        new = np.frombuffer(packed, _ROW)
         stale = len(self._rows) > _SPARE + 4 * (len(new) + int(self._used.sum()))
         rows = np.concatenate([new, self._rows[self._used] if stale else self._rows])
         rows = rows[np.lexsort((rows["low"], rows["high"]))]  # stable: of two equal keys the new one comes first
         again = (rows["high"][1:] == rows["high"][:-1]) & (rows["low"][1:] == rows["low"][:-1])
-        rows = np.delete(rows, np.flatnonzero(again) + 1)
-        if rows.tobytes() != self._rows.tobytes():
+        rows = rows[np.append(True, ~again)] if again.any() else rows
+        if not np.array_equal(rows, self._rows):
             self._set_rows(rows)
             _write_rows(self._path, rows)
 
@@ -85,12 +85,12 @@ def _read_rows(path: Path) -> npt.NDArray[np.void]:
 
 
 def _write_rows(path: Path, rows: npt.NDArray[np.void]) -> None:
-    data = rows.tobytes()
     with suppress(OSError):  # a read-only or full cache costs time, not correctness
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
-                file.write(hashlib.sha256(data).digest() + data)
+                file.write(hashlib.sha256(rows.data).digest())
+                file.write(rows.data)
                 file.flush()
                 os.replace(file.name, path)
             except OSError:

@@ -18,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 
 from components.ingest.archive import Archive
-from components.ingest.decode import RejectedError
+from components.ingest.decode import Bytes, RejectedError
 from components.ingest.entries import Entry, Fault, looks_like_image, shown
 from components.ingest.fingerprints import RACY_SECONDS, Fingerprints
+from components.ingest.scratch import Scratch
 from dermaflow.artifacts import bytes_digest, file_digest
 from dermaflow.errors import InputError
 
@@ -32,7 +33,7 @@ _BATCH = 1024  # files in the pool at a time: a future each would outweigh what 
 class FolderFiles:
     """All files below a folder, or in a single zip archive."""
 
-    concurrency = os.cpu_count() or 1
+    concurrency = len(os.sched_getaffinity(0))
 
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._root = os.path.realpath(path if path.is_dir() else path.parent)
@@ -40,6 +41,7 @@ class FolderFiles:
         self._max_bytes = max_bytes
         self._allowed = [self._root]
         self._archives: dict[str, Archive] = {}
+        self._scratch = Scratch()
         self.fingerprints = Fingerprints(os.path.realpath(path))
 
     def walk(self) -> Iterator[Entry | Fault]:
@@ -57,8 +59,8 @@ class FolderFiles:
         else:
             yield from self._list_folder("", set())
 
-    def read(self, entry: Entry) -> bytes:
-        """The bytes of a file.
+    def read(self, entry: Entry) -> Bytes:
+        """The bytes of a file, good until this thread reads again.
 
         Raises
         ------
@@ -159,7 +161,7 @@ class FolderFiles:
         inside = any(target == folder or target.startswith(folder + "/") for folder in self._allowed)
         return None if inside or _DVC_CACHED.search(target) else target
 
-    def _read_file(self, path: str) -> bytes:
+    def _read_file(self, path: str) -> Bytes:
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a fifo must not be waited for
         try:
             descriptor = os.open(path, flags | os.O_NOFOLLOW)
@@ -169,13 +171,16 @@ class FolderFiles:
             if target := self._leads_outside(path):
                 raise RejectedError("outside", f"the file is now a link to {shown(target)}") from error
             descriptor = os.open(path, flags)
-        with os.fdopen(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise RejectedError("not_a_file", "it is no file any more")
-            data = file.read(min(status.st_size, self._max_bytes) + 1)  # memory for max_bytes takes longer than to read
-            if len(data) > status.st_size:  # it grows
-                data += file.read(self._max_bytes + 1 - len(data))
+        try:
+            size = _regular_size(descriptor)
+            room, length = self._scratch.take(min(size, self._max_bytes) + 1).data, 0
+            while (more := os.readv(descriptor, [room[length:]])) and (length := length + more) < size:
+                pass  # a file system may give less than was asked for
+            data: Bytes = room[:length]
+            if length > size:  # it grows
+                data = bytes(data) + os.read(descriptor, self._max_bytes + 1 - length)
+        finally:
+            os.close(descriptor)
         if len(data) > self._max_bytes:
             raise RejectedError("too_large", f"it grew to more than data.max_file_bytes, which is {self._max_bytes}")
         return data
@@ -199,6 +204,13 @@ class FolderFiles:
             known = file_digest(archive.path)
             self.fingerprints.keep([(entry, known)])
         return known
+
+
+def _regular_size(descriptor: int) -> int:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        raise RejectedError("not_a_file", "it is no file any more")
+    return status.st_size
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

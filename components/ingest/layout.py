@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from components.ingest.decode import RejectedError
+from components.ingest.decode import Bytes, RejectedError
 from components.ingest.entries import (
     IMAGE_ENDINGS,
     MASK_ENDING,
@@ -68,8 +68,8 @@ class Files(Protocol):
     def walk(self) -> Iterator[Entry | Fault]:
         """Every file, in any order."""
 
-    def read(self, entry: Entry) -> bytes:
-        """The bytes of a file, from any thread; RejectedError when they can not be had."""
+    def read(self, entry: Entry) -> Bytes:
+        """The bytes of a file, good until the thread reads again; RejectedError when they can not be had."""
 
     def digests(self, entries: Iterable[Entry]) -> Iterator[str]:
         """For each file a text that changes when its bytes do."""
@@ -225,7 +225,7 @@ def _read_whole(files: Files, entry: Entry, params: DataParams) -> bytes:
     if entry.size > params.max_file_bytes:
         raise InputError(f"{_path(entry.uri, params)} has {entry.size} bytes; data.max_file_bytes is {params.max_file_bytes}")
     try:
-        return files.read(entry)
+        return bytes(files.read(entry))
     except RejectedError as rejected:
         raise InputError(f"{_path(entry.uri, params)} can not be read: {rejected.detail}") from rejected
 
@@ -307,7 +307,9 @@ def _several(files: pd.DataFrame) -> dict[str, list[str]]:
 
 def _strangers(images: pd.DataFrame, masks: pd.DataFrame, labelled: pd.Series[str]) -> list[Reject]:
     """Images without a row, and masks without row and image; those of an archive that has none with a row, in one reject."""
-    ours = {archive for files in (images, masks) for archive in _archives(files[among(files["image_id"], labelled)]["uri"])}
+    ours = {
+        archive for files in (images, masks) for archive in _archives(files[among(files["image_id"], labelled)]["uri"].tolist())
+    }
     lone = masks[~among(masks["image_id"], images["image_id"])]
     strange = pd.concat([files[~among(files["image_id"], labelled)] for files in (images, lone)])
     counts: Counter[str] = Counter()

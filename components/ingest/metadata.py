@@ -180,7 +180,7 @@ def _check_rows(table: pd.DataFrame, uri: str) -> tuple[pd.DataFrame, pd.DataFra
     reasons = pd.Series("", index=table.index, dtype=str)
     details = reasons.copy()
     for column, reason, fits, allowed in _CHECKS:
-        bad_values = [value for value in table[column].unique() if not fits(value)]
+        bad_values = [value for value in table[column].unique().tolist() if not fits(value)]
         if bad_values:
             bad = among(table[column], bad_values) & (reasons == "")
             reasons[bad] = reason

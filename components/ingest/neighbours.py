@@ -95,18 +95,20 @@ def find_neighbours(
     image_a < image_b, distance (1 - cosine of low frequencies; 0 only for identical pixels) and score (correlation of
     aligned texture, 0..1), ordered by ids. The same as without `known` and `fresh`.
     """
-    table = pd.DataFrame({"id": image_ids.to_numpy(), "digest": pixel_digests.to_numpy()}).sort_values("id")
+    table = image_ids.reset_index(drop=True).to_frame("id").assign(pixels=pd.factorize(pixel_digests)[0]).sort_values("id")
     table["fresh"] = True if fresh is None or known is None else fresh[table.index]
-    table["first"] = table["digest"].map(table.drop_duplicates("digest").set_index("digest")["id"])
-    stars = table.loc[table["id"] != table["first"], ["first", "id"]].set_axis(["image_a", "image_b"], axis=1)
-    found = [stars.assign(distance=0.0, score=1.0)]
-    table = table[table["id"] == table["first"]]
+    is_first = ~table["pixels"].duplicated()
+    others = table[~is_first]
+    first = table[is_first].set_index("pixels")["id"].loc[others["pixels"]]
+    stars = {"image_a": first.array, "image_b": others["id"].array, "distance": 0.0, "score": 1.0}
+    found = [pd.DataFrame(stars)]
+    table = table[is_first]
     if known is not None:
         stood_behind = set(known.loc[known["distance"] == 0, "image_b"])  # another image, then of the same pixels
         table["fresh"] |= table["id"].isin(stood_behind)
         old = set(table.loc[~table["fresh"], "id"])
         found.append(known.loc[known["image_a"].isin(old) & known["image_b"].isin(old), list(COLUMNS)])
-    with _one_thread_each(), ThreadPoolExecutor(os.cpu_count()) as pool:
+    with _one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         search = _Search(table.index.to_numpy(np.int64), signatures, images, pool)
         found.append(search.pairs(table["fresh"].to_numpy(bool), table["id"].to_numpy(object)))
     pairs = pd.concat([part for part in found if len(part)] or found[:1], ignore_index=True)
@@ -163,11 +165,11 @@ class _Search:
 
     def _whole(self, places: Rows) -> Floats:
         """The whole image's waves of each place, [waves, images], filled up with zeros to a multiple of _COLUMNS."""
-        out = np.zeros((-(-len(places) // _COLUMNS) * _COLUMNS, WAVES), np.float32)
+        out = np.zeros((WAVES, -(-len(places) // _COLUMNS) * _COLUMNS), np.float32)
         for start in range(0, len(places), _BLOCK):
             part = places[start : start + _BLOCK]
-            out[start : start + len(part)] = views(self._signatures[self._rows[part]], whole=True)[:, 0]
-        return np.ascontiguousarray(out.T)
+            out[:, start : start + len(part)] = views(self._signatures[self._rows[part]], whole=True)[:, 0].T
+        return out
 
     def _candidates(self, queries: Rows, others: Rows, whole: Floats) -> list[_Candidate]:
         """Pairs of which a view of the first resembles the second as a whole.

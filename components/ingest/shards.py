@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import shutil
 from collections import deque
@@ -22,13 +21,23 @@ from components.ingest.decode import DECODER, RejectedError, decode, decode_mask
 from components.ingest.properties import properties_of, reduced
 from components.ingest.source import Entry, Source
 from components.ingest.thumbnail import perceptual_hashes, signatures, thumbnail
-from dermaflow.artifacts import bytes_digest, file_digest, json_digest, read_json, sync_files, write_json
+from dermaflow.artifacts import (
+    bytes_digest,
+    file_digest,
+    has_digest,
+    json_digest,
+    npy_rows_digest,
+    read_json,
+    rows_digest,
+    sync_files,
+    write_json,
+)
 from dermaflow.dataset import IMAGE_COLUMNS, PROPERTIES
 from dermaflow.params import DataParams
 from dermaflow.progress import progress
 
 Pixels = npt.NDArray[np.uint8]
-_CHUNK = 8  # images that a worker takes at once: fewer hand-overs between threads
+_CHUNK = 16  # images that a worker takes at once: fewer hand-overs between threads
 _PIXELS, _TRUTH, _SIGNATURES, _ROWS, _DONE = "shard", "truth", "signature", "rows", "done"
 
 
@@ -54,9 +63,16 @@ class Job:
 
 @dataclass(frozen=True)
 class Written:
-    """What a job gave: a row for each image (IMAGE_COLUMNS), the refused ones, and the digest of each file."""
+    """What a job gave.
 
-    rows: pd.DataFrame
+    Attributes
+    ----------
+    table: the file with a row for each image (IMAGE_COLUMNS): those of all jobs are too many to hold twice.
+    rejects: the images that were refused.
+    files: the digest of each file, by name.
+    """
+
+    table: Path
     rejects: list[tuple[str, ...]]
     files: dict[str, str]
 
@@ -94,8 +110,7 @@ def write_shards(jobs: Sequence[Job], source: Source, params: DataParams, work: 
 
     Memory holds a few dozen images, whatever the length of a shard: pixels go to the file as they come.
     """
-    plans = [_plan_digest(job, source, params) for job in jobs]
-    found = [_finished(job, plan, work) for job, plan in zip(jobs, plans, strict=True)]
+    found = [_finished(job, source, params, work) for job in jobs]
     left = [job for job, written in zip(jobs, found, strict=True) if not written]
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the pool below uses the cores; nested threads would only compete
@@ -103,8 +118,8 @@ def write_shards(jobs: Sequence[Job], source: Source, params: DataParams, work: 
         with ThreadPoolExecutor(source.concurrency) as pool, ThreadPoolExecutor(1) as disk:
             blocks = _read_ahead(left, source, params, pool)
             synced: list[Future[None]] = []
-            for job, plan, finished in zip(jobs, plans, found, strict=True):
-                written = finished or _write(job, plan, params, work, islice(blocks, -(-len(job.images) // _CHUNK)))
+            for job, finished in zip(jobs, found, strict=True):
+                written = finished or _write(job, source, params, work, islice(blocks, -(-len(job.images) // _CHUNK)))
                 if not finished:  # the disk needs no core: what is synced here, the seal need not wait for
                     synced.append(disk.submit(sync_files, [work / name for name in written.files]))
                 yield written
@@ -129,21 +144,20 @@ def _plan_digest(job: Job, source: Source, params: DataParams) -> str:
     return json_digest([DECODER, settings, job.shard, files, job.places, base, job.erase])
 
 
-def _finished(job: Job, plan: str, work: Path) -> Written | None:
+def _finished(job: Job, source: Source, params: DataParams, work: Path) -> Written | None:
     """What an earlier run left of a job, or None when it did not finish it, planned otherwise, or the bytes are not whole."""
     marker = work / _name(_DONE, job.shard, "json")
     if not marker.exists():
         return None
     told = read_json(marker)
-    if told["plan"] != plan:
+    if told["plan"] != _plan_digest(job, source, params):
         return None
-    rows = work / _name(_ROWS, job.shard, "parquet")
-    if any(not (work / name).exists() or file_digest(work / name) != digest for name, digest in told["files"].items()):
+    if any(not (work / name).exists() or not has_digest(work / name, digest) for name, digest in told["files"].items()):
         return None
-    return Written(pd.read_parquet(rows), [tuple(reject) for reject in told["rejects"]], told["files"])
+    return Written(work / _name(_ROWS, job.shard, "parquet"), [tuple(reject) for reject in told["rejects"]], told["files"])
 
 
-def _write(job: Job, plan: str, params: DataParams, work: Path, blocks: Iterator[_Block]) -> Written:
+def _write(job: Job, source: Source, params: DataParams, work: Path, blocks: Iterator[_Block]) -> Written:
     """Write one shard's files, and last of all the mark that it is finished."""
     (work / _name(_DONE, job.shard, "json")).unlink(missing_ok=True)
     shard = _Rewritten(job, params, work) if job.base else _Appended(job, params, work)
@@ -160,8 +174,9 @@ def _write(job: Job, plan: str, params: DataParams, work: Path, blocks: Iterator
     table = pd.DataFrame(rows, columns=list(IMAGE_COLUMNS)).astype(dict.fromkeys(PROPERTIES, np.float32))
     table.to_parquet(path, index=False)
     files[path.name] = file_digest(path)
-    write_json(work / _name(_DONE, job.shard, "json"), {"plan": plan, "files": files, "rejects": rejects})
-    return Written(table, rejects, files)
+    done = {"plan": _plan_digest(job, source, params), "files": files, "rejects": rejects}
+    write_json(work / _name(_DONE, job.shard, "json"), done)
+    return Written(path, rejects, files)
 
 
 def _read_ahead(jobs: Sequence[Job], source: Source, params: DataParams, pool: ThreadPoolExecutor) -> Iterator[_Block]:
@@ -239,32 +254,30 @@ def _read_mask(entry: Entry | None, source: Source, params: DataParams) -> tuple
 
 
 class _Appended:
-    """A new shard: pixels go to the file as they come, and their digest with them."""
+    """A new shard: pixels go to the file as they come."""
 
     def __init__(self, job: Job, params: DataParams, work: Path) -> None:
         self._job, self._work, self._size = job, work, params.image_size
         self._file = (work / _name(_PIXELS, job.shard)).open("wb")
-        header = self._header(len(job.images))
-        self._file.write(header)
-        self._digest = hashlib.sha256(header)
+        self._file.write(self._header(len(job.images)))
+        self._rows: list[str] = []
         self._truth: list[Pixels | None] = []
         self._signatures: list[npt.NDArray[Any]] = []
 
     def put(self, block: _Block, _places: Sequence[int]) -> None:
         """Add images."""
-        for pixels in block.pixels:
-            self._file.write(pixels.data)
-            self._digest.update(pixels.data)
+        self._file.writelines(pixels.data for pixels in block.pixels)
+        self._rows += [row["pixel_digest"] for row in block.rows]
         self._truth += block.masks
         self._signatures += block.signatures
 
     def close(self) -> dict[str, str]:
         """Finish the files; returns their digests by name, none when no image was usable."""
-        length, names = len(self._truth), [_name(kind, self._job.shard) for kind in (_PIXELS, _SIGNATURES, _TRUTH)]
-        whole = length == len(self._job.images)
-        if not whole:  # images were refused: the header says how many there are
+        length, names = len(self._rows), [_name(kind, self._job.shard) for kind in (_PIXELS, _SIGNATURES, _TRUTH)]
+        header = self._header(length)
+        if length < len(self._job.images):  # images were refused
             self._file.seek(0)
-            self._file.write(self._header(length))
+            self._file.write(header)
         self._file.close()
         if length == 0:
             (self._work / names[0]).unlink()
@@ -275,8 +288,7 @@ class _Appended:
             np.save(self._work / names[2], np.stack([empty if mask is None else mask for mask in self._truth]))
         else:
             names.pop()
-        known = {names[0]: "sha256:" + self._digest.hexdigest()} if whole else {}
-        return {name: known.get(name) or file_digest(self._work / name) for name in names}
+        return {names[0]: rows_digest(header, self._rows), **{name: file_digest(self._work / name) for name in names[1:]}}
 
     def _header(self, length: int) -> bytes:
         """An .npy header; numpy pads it so that its own length is the same for any number of images."""
@@ -320,4 +332,5 @@ class _Rewritten:
             array.flush()
         if not self._truth.any():
             (self._work / self._names.pop()).unlink()
-        return {name: file_digest(self._work / name) for name in self._names}
+        files = {name: file_digest(self._work / name) for name in self._names[1:]}
+        return {self._names[0]: npy_rows_digest(self._work / self._names[0]), **files}

@@ -20,6 +20,7 @@ import pandas as pd
 import pyarrow as pa
 import yaml
 
+from components.ingest.decode import Bytes
 from components.ingest.entries import Entries, Entry
 from components.ingest.folder import FolderFiles
 from components.ingest.layout import Arranged, Files, arrange
@@ -54,8 +55,8 @@ class Source:
         self.concurrency = files.concurrency
         self._files = files
 
-    def read(self, entry: Entry) -> bytes:
-        """The bytes of an image or mask; may be called from many threads.
+    def read(self, entry: Entry) -> Bytes:
+        """The bytes of an image or mask, good until this thread reads again; may be called from many threads.
 
         Raises
         ------

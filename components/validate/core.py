@@ -93,7 +93,7 @@ def check(subject: Subject, params: ValidateParams, target: Path, suites: Sequen
         "stage": "artifact",
         "dataset_digest": dataset.content_digest,
         "references": _references(suites, params),
-        "images": len(dataset.manifest),
+        "images": len(dataset.columns("shard")),
         "rejects": len(dataset.rejects),
     }
     return _write(_report(tables, rules, head), target)

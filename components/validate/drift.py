@@ -12,6 +12,7 @@ from dermaflow.params import ValidateParams
 
 MEASURED = (*PROPERTIES, "age")
 COUNTED = {"label": "class prior", "sex": "sex", "localization": "localization", "dx_type": "dx_type"}
+COLUMNS_COMPARED = (*MEASURED, *COUNTED)
 PSI_SHIFT = 0.1  # customary: below 0.1 stable, from 0.25 on drifted (Siddiqi, Credit Risk Scorecards, 2006)
 KS_SHIFT = 0.5  # of validate.drift_ks: from there on a distance is told as a shift
 COLUMNS = ("column", "test", "statistic", "p_value", "threshold", "verdict", "images", "reference_images")

@@ -20,6 +20,7 @@ BLOCKING, WARNING = "critical", "warning"
 ROWS_NAMED = 20  # failing rows listed for a rule; their number is always told
 ONLY_WHEN_GIVEN = ("drift", "earlier", "relatives", "frozen")  # tables that need a reference
 LEAKS_BY_DESIGN = "only a warning: split.strategy random leaks by design, and nothing made from it is promoted"
+_RULES_AT_ONCE = 8  # of a table: Great Expectations holds columns of its own for each until all are judged
 _IDS = ("architecture", "image_id", "lesion_id")
 
 
@@ -55,9 +56,11 @@ def judge(
     rules = [rule for rule in read_suite(suite) if _is_given(rule, tables, partly=partly)]
     judged: dict[int, dict[str, Any]] = {}
     for name in dict.fromkeys(rule["meta"]["table"] for rule in rules):
-        of_table = {position: rule for position, rule in enumerate(rules) if rule["meta"]["table"] == name}
-        for position, result in _validate(name, tables[name], of_table, values).items():
-            judged[position] = _describe(suite, result, tables[name], leak_is_blocking=leak_is_blocking)
+        of_table = [(position, rule) for position, rule in enumerate(rules) if rule["meta"]["table"] == name]
+        for start in range(0, len(of_table), _RULES_AT_ONCE):
+            some = dict(of_table[start : start + _RULES_AT_ONCE])
+            for position, result in _validate(name, tables[name], some, values).items():
+                judged[position] = _describe(suite, result, tables[name], leak_is_blocking=leak_is_blocking)
     return [judged[position] for position in sorted(judged)]
 
 
@@ -121,7 +124,7 @@ def _describe(suite: str, result: Any, table: pd.DataFrame, *, leak_is_blocking:
         "level": WARNING if eased else level,
         "success": bool(result.success),
         "failing": len(failing),
-        "rows": _named(table.loc[failing[:ROWS_NAMED]], config),
+        "rows": _named(table, failing[:ROWS_NAMED], config),
         "error": error,
         "note": LEAKS_BY_DESIGN if eased else None,
     }
@@ -188,13 +191,13 @@ def _fails(table: pd.DataFrame, expectation: str, kwargs: Mapping[str, Any]) -> 
             )
 
 
-def _named(rows: pd.DataFrame, config: Any) -> list[dict[str, str]]:
+def _named(table: pd.DataFrame, rows: pd.Index[int], config: Any) -> list[dict[str, str]]:
     """Rows as text: their ids, or all of a table that has none, and the columns that the rule is about."""
-    ids = [name for name in _IDS if name in rows] or list(rows.columns)
+    ids = [name for name in _IDS if name in table] or list(table.columns)
     columns = dict.fromkeys([*ids, *_columns(config.kwargs), *config.meta.get("shows", ())])
     return [
         {str(name): _text(value) for name, value in zip(columns, row, strict=True)}
-        for row in rows[list(columns)].itertuples(index=False, name=None)
+        for row in table[list(columns)].loc[rows].itertuples(index=False, name=None)
     ]
 
 

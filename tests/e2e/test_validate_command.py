@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,12 +43,10 @@ REFUSED = "at most a small share of the source is refused (validate.max_reject_s
         (two_diagnoses, "one diagnosis for each lesion", None),
     ],
 )
-def test_bad_metadata_exits_1_and_names_rows_and_rule_within_seconds(workspace: Workspace, change: BAD, blocks, told):
+def test_bad_metadata_exits_1_and_names_rows_and_rule(workspace: Workspace, change: BAD, blocks, told):
     table = spoil(workspace, change)
-    started = time.monotonic()
     done = workspace.run("validate", "spoilt", "--json")
     assert done.returncode == 1, done.stderr
-    assert time.monotonic() - started < 30  # 10 s on a quiet machine; tests share theirs
     report = json.loads(done.stdout)
     assert report["stage"] == "listing"
     rules = failed(report)

@@ -16,4 +16,6 @@ def prove() -> tuple[str, bool]:
     if not SHARED.exists():
         return "the real images (../shared) are not here", False
     told, passed = benchmark("neighbours", "--source", str(SHARED / "data" / "ham10000"))
-    return ", ".join(f"{name} {value}" for name, value in told["ratios"].items()), passed
+    figures = {**told["figures"], "missed": told["missed"] or "nothing"}
+    frontier = ", ".join(f"{level}: {recall:.3f}" for level, recall in told["recall_at_precision"].items())
+    return ", ".join(f"{name} {value}" for name, value in figures.items()) + f"; recall at precision {frontier}", passed

@@ -5,6 +5,7 @@ import os
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dermaflow.artifacts import (
@@ -15,8 +16,10 @@ from dermaflow.artifacts import (
     file_digest,
     json_digest,
     new_artifact,
+    npy_rows_digest,
     open_artifact,
     read_json,
+    rows_digest,
     write_json,
 )
 from dermaflow.errors import InputError
@@ -136,6 +139,31 @@ def test_the_seal_shows_a_file_that_was_put_in_later(tmp_path):
     artifact = build(tmp_path / "a")
     (artifact.path / "mask-00001.npy").write_bytes(b"read by a glob")
     assert changed_files(artifact) == ["mask-00001.npy"]
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: data[:-1] + bytes([data[-1] ^ 1]),  # a pixel
+        lambda data: data[:-12],  # a row
+        lambda data: data + bytes(5),
+        lambda data: data.replace(b"(3, 2, 2, 3)", b"(2, 3, 2, 3)"),
+        lambda data: b"not an array",
+        lambda data: b"",
+    ],
+)
+def test_the_seal_of_rows_shows_each_change_of_an_array(tmp_path, spoil):
+    images = np.arange(36, dtype=np.uint8).reshape(3, 2, 2, 3)
+    np.save(tmp_path / "images.npy", images)
+    header = (tmp_path / "images.npy").read_bytes()[: -images.nbytes]
+    sealed = rows_digest(header, [bytes_digest(image.tobytes()) for image in images])
+    assert sealed == npy_rows_digest(tmp_path / "images.npy")
+    with new_artifact(tmp_path / "a", "masks", {"images.npy": sealed}) as folder:
+        np.save(folder / "images.npy", images)
+    artifact = open_artifact(tmp_path / "a", "masks")
+    assert changed_files(artifact) == []
+    (artifact.path / "images.npy").write_bytes(spoil((artifact.path / "images.npy").read_bytes()))
+    assert changed_files(artifact) == ["images.npy"]
 
 
 def test_the_seal_shows_that_it_was_written_over_itself(tmp_path):

@@ -7,6 +7,7 @@ from io import BytesIO
 import cv2
 import numpy as np
 import pytest
+import simplejpeg
 from PIL import Image
 
 from components.ingest.decode import RejectedError, decode, decode_mask, resize
@@ -85,7 +86,7 @@ def test_a_smaller_image_is_enlarged_smoothly():
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 5])
 def test_a_jpeg_is_what_pillow_makes_of_it(factor):
-    """The decoder scales within its inverse DCT; an independent one decodes in full and averages over areas."""
+    """The expected picture is from another decoder, and averaged over areas."""
     smooth = cv2.GaussianBlur(noise(4, factor * SIZE, factor * SIZE), (0, 0), 2 * factor)
     smooth = cv2.normalize(smooth, None, 0, 255, cv2.NORM_MINMAX)
     data = encoded("JPEG", smooth, quality=95)
@@ -94,6 +95,24 @@ def test_a_jpeg_is_what_pillow_makes_of_it(factor):
     difference = np.abs(pixels_of(data) - expected)
     assert difference.mean() < 1.5
     assert np.percentile(difference, 99) <= 6
+
+
+@pytest.mark.parametrize("mode", ["stretch", "crop", "pad"])
+def test_a_jpeg_and_its_pixels_become_the_same_input(mode):
+    """A model may be given either: there must be no shortcut by which a file is scaled otherwise than an array."""
+    data = encoded("JPEG", noise(5, 3 * SIZE, 4 * SIZE), quality=95)
+    whole = simplejpeg.decode_jpeg(data, "RGB")
+    np.testing.assert_array_equal(pixels_of(data, mode=mode), resize(whole, SIZE, mode))
+
+
+@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (SIZE, 2 * SIZE), (2 * SIZE, SIZE), (3 * SIZE, 4 * SIZE)])
+@pytest.mark.parametrize("mode", ["stretch", "crop", "pad"])
+def test_an_image_keeps_its_pixels_when_the_next_is_decoded(height, width, mode):
+    first, second = (encoded("JPEG", noise(seed, height, width)) for seed in (6, 7))
+    decoded = decode(first, SIZE, ANY_SIZE, mode)
+    before = decoded.pixels.copy()
+    assert (decode(second, SIZE, ANY_SIZE, mode).pixels != before).any()
+    np.testing.assert_array_equal(decoded.pixels, before)
 
 
 def test_real_phantoms_are_what_pillow_makes_of_them(drawn_source, dataset):

@@ -26,7 +26,7 @@ from dermaflow.params import SegmentParams
 from tests.sources import MIXUP, VALIDATE, augment_params, split_params, with_manifest
 
 Table = pd.DataFrame
-SEGMENT = SegmentParams(working_size=32, min_area_share=0.01, max_area_share=0.9, min_dice=0.0)
+SEGMENT = SegmentParams(working_size=64, min_area_share=0.01, max_area_share=0.9, min_dice=0.0)
 
 
 @pytest.fixture(scope="module")

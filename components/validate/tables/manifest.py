@@ -8,14 +8,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from components.validate import drift
-from dermaflow.dataset import PROPERTIES, Dataset
+from dermaflow.dataset import CLINICAL_COLUMNS, PROPERTIES, Dataset
 from dermaflow.params import ValidateParams
 
 Tables = dict[str, pd.DataFrame]
 ARTEFACTS = {"hair": ("hair_share", 0.001), "vignette": ("vignette_share", 0.05), "ink": ("ink_share", 0.005)}
 # the share from which an image counts as showing the artefact; set by eye on HAM10000, where 12 %, 6 % and 0.3 % do
+_LOOKED_AT = (
+    *("image_id", "lesion_id", "label", *CLINICAL_COLUMNS, "source_digest", "pixel_digest"),
+    *("original_width", "original_height", "has_truth", *PROPERTIES, "shard", "row"),
+)  # columns of the manifest
 _Z99 = 2.576  # standard deviations on each side of a 99 % interval
 _UNKNOWN = ("", "unknown", "NA")
 
@@ -31,14 +37,16 @@ def dataset_tables(dataset: Dataset, params: ValidateParams, reference: Dataset 
         images is outside of what the class's own images make likely.
     drift: a compared column each, as components.validate.drift tells; only with a reference.
     """
-    rows = _with_lesions(dataset.manifest)
+    rows = _with_lesions(dataset.columns(*_LOOKED_AT))
     tables = {
         "images": _with_files(_with_duplicates(rows), dataset),
         "refused": _refused(dataset.rejects, len(rows)),
         "pairs": _pairs(rows, pd.read_parquet(dataset.artifact.path / "neighbours.parquet")),
         "classes": _classes(rows, dataset.classes),
     }
-    return tables if reference is None else {**tables, "drift": drift.compare(rows, reference.manifest, params)}
+    if reference is not None:
+        tables["drift"] = drift.compare(rows, reference.columns(*drift.COLUMNS_COMPARED), params)
+    return tables
 
 
 def listing_tables(metadata: pd.DataFrame, refused: pd.DataFrame, classes: Sequence[str]) -> Tables:
@@ -55,8 +63,8 @@ def listing_tables(metadata: pd.DataFrame, refused: pd.DataFrame, classes: Seque
 
 def _with_lesions(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(
-        diagnoses_of_lesion=_distinct(rows, "lesion_id", "label"),
-        lesions_of_class=_distinct(rows, "label", "lesion_id"),
+        diagnoses_of_lesion=distinct(rows, "lesion_id", "label"),
+        lesions_of_class=distinct(rows, "label", "lesion_id"),
         known_sex=rows["sex"].where(~rows["sex"].isin(_UNKNOWN)),
         known_localization=rows["localization"].where(~rows["localization"].isin(_UNKNOWN)),
     )
@@ -64,10 +72,10 @@ def _with_lesions(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _with_duplicates(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(
-        labels_of_pixels=_distinct(rows, "pixel_digest", "label"),
-        lesions_of_pixels=_distinct(rows, "pixel_digest", "lesion_id"),
-        lesions_of_bytes=_distinct(rows, "source_digest", "lesion_id"),
-        copies_in_lesion=rows.groupby(["lesion_id", "pixel_digest"], dropna=False)["image_id"].transform("size"),
+        labels_of_pixels=distinct(rows, "pixel_digest", "label"),
+        lesions_of_pixels=distinct(rows, "pixel_digest", "lesion_id"),
+        lesions_of_bytes=distinct(rows, "source_digest", "lesion_id"),
+        copies_in_lesion=_copies(rows, "lesion_id", "pixel_digest"),
     )
 
 
@@ -83,10 +91,27 @@ def _with_files(rows: pd.DataFrame, dataset: Dataset) -> pd.DataFrame:
     )
 
 
-def _distinct(rows: pd.DataFrame, by: str, what: str) -> pd.Series[int]:
+def distinct(rows: pd.DataFrame, by: str, what: str) -> pd.Series[float]:
     """How many values of a column the rows of each group have, beside each row; none where the group is unknown."""
-    pairs = rows[[by, what]].dropna().drop_duplicates()
-    return rows[by].map(pairs.groupby(by).size())
+    groups, values = (pd.factorize(rows[name])[0] for name in (by, what))  # numbers: texts would be a Python object each
+    known = (groups >= 0) & (values >= 0)
+    pairs = np.unique(np.stack([groups[known], values[known]]), axis=1)
+    counts = np.append(np.bincount(pairs[0], minlength=groups.max(initial=-1) + 1).astype(np.float64), np.nan)
+    return pd.Series(np.where(counts[groups] > 0, counts[groups], np.nan), rows.index)
+
+
+def rows_of(image_ids: pd.Series[str], table: pd.DataFrame) -> pd.DataFrame:
+    """The first row of each image in a table, numbered from 0; without values where the table does not have the image."""
+    ids, there = (pa.array(texts, pa.large_string()) for texts in (image_ids, table["image_id"]))
+    places = np.asarray(pc.index_in(ids, value_set=there).fill_null(-1))
+    return table.reset_index(drop=True).reindex(places).reset_index(drop=True)
+
+
+def _copies(rows: pd.DataFrame, *columns: str) -> npt.NDArray[np.int64]:
+    """How many rows have the same values in some columns, beside each row."""
+    codes = np.stack([pd.factorize(rows[name])[0] for name in columns])
+    _, place, counts = np.unique(codes, axis=1, return_inverse=True, return_counts=True)
+    return np.asarray(counts[place.ravel()], np.int64)
 
 
 def _refused(rejects: pd.DataFrame, good: int) -> pd.DataFrame:
@@ -94,8 +119,8 @@ def _refused(rejects: pd.DataFrame, good: int) -> pd.DataFrame:
 
 
 def _pairs(rows: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
-    facts = rows.drop_duplicates("image_id").set_index("image_id")[["lesion_id", "label", "pixel_digest"]]
-    first, other = (facts.reindex(neighbours[name]).reset_index(drop=True) for name in ("image_a", "image_b"))
+    facts = ["image_id", "lesion_id", "label", "pixel_digest"]
+    first, other = (rows_of(neighbours[name], rows[facts]) for name in ("image_a", "image_b"))
     table = pd.DataFrame(
         {
             "image_id": neighbours["image_a"].to_numpy(),

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from components.validate.tables.manifest import Tables
+from components.validate.tables.manifest import Tables, distinct, rows_of
 from dermaflow import contracts
 from dermaflow.artifacts import json_digest
 from dermaflow.dataset import Dataset
 
-_FACTS = ["image_id", "lesion_id", "label", "pixel_digest", "source_digest"]
+_FACTS = ("image_id", "lesion_id", "label", "pixel_digest", "source_digest")  # columns of the manifest
 
 
 def splits_tables(splits: Path, dataset: Dataset, reference: Path | None) -> Tables:
@@ -32,7 +32,7 @@ def splits_tables(splits: Path, dataset: Dataset, reference: Path | None) -> Tab
     """
     table, info = contracts.read_splits(splits), contracts.read_info(splits, contracts.SPLITS)
     neighbours = pd.read_parquet(dataset.artifact.path / "neighbours.parquet")
-    images = _images(table, dataset.manifest)
+    images = _images(table, dataset.columns(*_FACTS))
     tables = {
         "images": images,
         "pairs": _pairs(images, neighbours),
@@ -59,7 +59,7 @@ def plan_tables(plan: Path, splits: Path) -> Tables:
     images: a train image each, with planned.
     """
     rows, table = contracts.read_plan(plan), contracts.read_splits(splits)
-    parents = table.drop_duplicates("image_id").set_index("image_id").reindex(rows["image_id"])
+    parents = rows_of(rows["image_id"], table)
     agrees = rows["lesion_id"].to_numpy() == parents["lesion_id"].to_numpy()
     agrees &= rows["label"].to_numpy() == parents["label"].to_numpy()
     train = table[table["split"] == "train"]
@@ -74,8 +74,8 @@ def test_set_digest(table: pd.DataFrame) -> str:
     return json_digest(sorted(table.loc[table["split"] == "test", "image_id"]))
 
 
-def _images(table: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
-    facts = manifest[_FACTS].drop_duplicates("image_id")
+def _images(table: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    facts = facts.drop_duplicates("image_id")
     both = table.merge(facts, on="image_id", how="outer", suffixes=("", "_there"), indicator="known")
     in_dataset, in_splits = both["known"].ne("left_only"), both["known"].ne("right_only")
     agrees = both["lesion_id"].eq(both["lesion_id_there"]) & both["label"].eq(both["label_there"])
@@ -84,23 +84,17 @@ def _images(table: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
         label=both["label"].fillna(both["label_there"]),
         in_dataset=in_dataset,
         agrees=agrees | ~(in_dataset & in_splits),
-        sides_of_lesion=_sides_of(both, "lesion_id"),
-        sides_of_group=_sides_of(both, "group_id"),
-        sides_of_pixels=_sides_of(both, "pixel_digest"),
-        sides_of_bytes=_sides_of(both, "source_digest"),
+        sides_of_lesion=distinct(both, "lesion_id", "split"),
+        sides_of_group=distinct(both, "group_id", "split"),
+        sides_of_pixels=distinct(both, "pixel_digest", "split"),
+        sides_of_bytes=distinct(both, "source_digest", "split"),
     )
     return both.drop(columns=["lesion_id_there", "label_there", "known"])
 
 
-def _sides_of(table: pd.DataFrame, by: str) -> pd.Series[int]:
-    """On how many sides the images of each group are, beside each row; none where the group is unknown."""
-    pairs = table[[by, "split"]].dropna().drop_duplicates()
-    return table[by].map(pairs.groupby(by).size())
-
-
 def _pairs(images: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
-    facts = images.drop_duplicates("image_id").set_index("image_id")[["lesion_id", "split"]]
-    first, other = (facts.reindex(neighbours[name]).reset_index(drop=True) for name in ("image_a", "image_b"))
+    facts = images[["image_id", "lesion_id", "split"]]
+    first, other = (rows_of(neighbours[name], facts) for name in ("image_a", "image_b"))
     return pd.DataFrame(
         {
             "image_id": neighbours["image_a"].to_numpy(),
