@@ -76,9 +76,9 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
     with open_store(state, params) as store:
         earlier = store.earlier(target, _recipe(params))
         changes = _compare(source, earlier, params)
-        with new_artifact(target, KIND, files) as folder:
+        with new_artifact(target, KIND, files) as folder, ThreadPoolExecutor(1) as disk:
             work = store.work(folder)
-            written = list(write_shards(changes.jobs, source, params, work))
+            written = list(write_shards(changes.jobs, source, params, work, disk))
             rejects = _all_rejects(source, changes, written)
             refuse_too_many(rejects, source, params)
             files |= _gather_shards(written, work, earlier, folder)
@@ -89,6 +89,9 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
             pairs = _neighbours(Dataset(Artifact(folder, KIND, "", {}), info), earlier, changes, work)
             pairs.to_parquet(folder / "neighbours.parquet", index=False)
             write_json(folder / "dataset.json", info)
+            for job in written:
+                if job.synced:
+                    job.synced.result()
             store.clear(folder)
         store.keep(target)
     _remember(source, changes, Dataset.open(target))
@@ -267,7 +270,7 @@ def _manifest(source: Source, changes: _Changes, written: list[Written]) -> pd.D
     """The rows that stay and the rows that were read, with what the metadata says of them now, in the order of the shards."""
     parts = [changes.kept[[*IMAGE_COLUMNS, "withdrawn"]]]
     if written:
-        read = pa.concat_tables([pq.read_table(job.table) for job in written], promote_options="default")
+        read = pa.concat_tables([pq.ParquetFile(job.table).read() for job in written], promote_options="default")
         parts.append(read.to_pandas().assign(withdrawn=False))
     table = pd.concat(parts, ignore_index=True)
     told = source.metadata.rename(columns={"dx": "label"}).set_index("image_id")[["lesion_id", "label", *CLINICAL_COLUMNS]]
@@ -326,8 +329,9 @@ def content_digest(manifest: pd.DataFrame, params: DataParams) -> str:
     order = manifest["image_id"].argsort(kind="stable")
     sha = hashlib.sha256(f'{{"resize":{json.dumps(params.resize)},"rows":['.encode())
     for start in range(0, len(order), _ROWS_AT_ONCE):
-        part = manifest[_CONTENT].iloc[order[start : start + _ROWS_AT_ONCE]].astype(object)
-        rows = json.dumps(part.where(part.notna(), None).to_numpy().tolist(), separators=(",", ":"))
+        part = manifest.iloc[order[start : start + _ROWS_AT_ONCE]]
+        columns = [part[name].astype(object).where(part[name].notna(), None).tolist() for name in _CONTENT]
+        rows = json.dumps(list(zip(*columns, strict=True)), separators=(",", ":"))
         sha.update((("," if start else "") + rows[1:-1]).encode())
     sha.update(f'],"size":{params.image_size}}}'.encode())
     return "sha256:" + sha.hexdigest()

@@ -148,7 +148,7 @@ def _gather(files: Files, params: DataParams) -> _Found:
         if _passed_over(file.uri):
             continue
         kind, image_id = _kind_of(file.uri)
-        fault = file if isinstance(file, Fault) else next(_faults(file, kind, params), None)
+        fault = file if isinstance(file, Fault) else next(_faults(file, kind, image_id, params), None)
         if kind in ("table", "said"):
             (found.tables if kind == "table" else found.said).append(file)
         elif fault and kind:
@@ -160,6 +160,8 @@ def _gather(files: Files, params: DataParams) -> _Found:
 
 def _passed_over(uri: str) -> bool:
     """Hidden files; a name that begins with two dots is judged, not hidden."""
+    if "/." not in f"/{uri}" and "__MACOSX" not in uri:  # as nearly all
+        return False
     return any(part == "__MACOSX" or (part.startswith(".") and part != "." and part[1:2] != ".") for part in uri.split("/"))
 
 
@@ -179,20 +181,20 @@ def _kind_of(uri: str) -> tuple[str, str]:
     return ("said" if inner == SOURCE_FILE else ""), ""
 
 
-def _faults(entry: Entry, kind: str, params: DataParams) -> Iterator[Fault]:
+def _faults(entry: Entry, kind: str, image_id: str, params: DataParams) -> Iterator[Fault]:
     """What is wrong with a file that its name and size tell, the worst first."""
-    uri, name = entry.uri, entry.uri.rpartition("/")[2]
+    uri = entry.uri
     if "\\" in uri or not {"", ".", ".."}.isdisjoint(uri.split("/")):
         yield Fault(uri, "outside", "the name leads out of the source; allowed: a path below it, with / between folders")
     if not uri.isprintable() or len(uri) > _MAX_PATH:
         yield Fault(uri, "unsafe_name", f"allowed: printable UTF-8 of at most {_MAX_PATH} characters; rename the file")
     if kind == "other":
-        ending = name[name.rfind(".") :]
+        ending = uri[uri.rfind(".") :]
         yield Fault(
             uri, "unsupported", f"{ending} is not read; allowed: {', '.join(IMAGE_ENDINGS)}; convert or unpack the file"
         )
     elif kind in ("image", "mask"):
-        if not SAFE_ID.fullmatch(_kind_of(uri)[1]):
+        if not SAFE_ID.fullmatch(image_id):
             yield Fault(uri, "unsafe_name", f"allowed before the ending: {SAFE_ID_ALLOWED}; rename the file")
         if entry.size == 0:
             yield Fault(uri, "empty", "the file has no bytes")

@@ -6,8 +6,8 @@ import io
 import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -70,11 +70,13 @@ class Written:
     table: the file with a row for each image (IMAGE_COLUMNS): those of all jobs are too many to hold twice.
     rejects: the images that were refused.
     files: the digest of each file, by name.
+    synced: done when the files are on the disk; None when an earlier run wrote them.
     """
 
     table: Path
     rejects: list[tuple[str, ...]]
     files: dict[str, str]
+    synced: Future[None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,26 +107,25 @@ def new_shards(images: Sequence[str], first: int, params: DataParams) -> list[Jo
     ]
 
 
-def write_shards(jobs: Sequence[Job], source: Source, params: DataParams, work: Path) -> Iterator[Written]:
+def write_shards(jobs: Sequence[Job], source: Source, params: DataParams, work: Path, disk: Executor) -> Iterator[Written]:
     """Carry out jobs in `work`, on all cores; a job that an earlier run finished there is not done again.
 
-    Memory holds a few dozen images, whatever the length of a shard: pixels go to the file as they come.
+    Memory holds a few dozen images, whatever the length of a shard: pixels go to the file as they come. `disk` syncs the
+    files meanwhile, which needs no core: the artifact's seal then has nothing to wait for.
     """
     found = [_finished(job, source, params, work) for job in jobs]
     left = [job for job, written in zip(jobs, found, strict=True) if not written]
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)  # the pool below uses the cores; nested threads would only compete
     try:
-        with ThreadPoolExecutor(source.concurrency) as pool, ThreadPoolExecutor(1) as disk:
+        with ThreadPoolExecutor(source.concurrency) as pool:
             blocks = _read_ahead(left, source, params, pool)
-            synced: list[Future[None]] = []
             for job, finished in zip(jobs, found, strict=True):
-                written = finished or _write(job, source, params, work, islice(blocks, -(-len(job.images) // _CHUNK)))
-                if not finished:  # the disk needs no core: what is synced here, the seal need not wait for
-                    synced.append(disk.submit(sync_files, [work / name for name in written.files]))
-                yield written
-            for sync in synced:
-                sync.result()
+                if finished:
+                    yield finished
+                    continue
+                written = _write(job, source, params, work, islice(blocks, -(-len(job.images) // _CHUNK)))
+                yield replace(written, synced=disk.submit(sync_files, [work / name for name in written.files]))
     finally:
         cv2.setNumThreads(threads)
 

@@ -51,7 +51,8 @@ def signatures(thumbnails: Bytes) -> Bytes:
     surround = (brightest(thumbnails.reshape(-1, SIDE, 3)).reshape(-1, SIDE, SIDE) < BLACK) & (_RADIUS > RIM)
     for image in np.flatnonzero(surround.any(axis=(1, 2))):
         skin = (_RADIUS > 0.5) & ~surround[image]  # around the lesion
-        logs[image, surround[image]] = np.median(logs[image, skin], axis=0)
+        values, middle = logs[image, skin], (np.count_nonzero(skin) - np.array([1, 0])) // 2
+        logs[image, surround[image]] = np.partition(values, middle, axis=0)[middle].mean(axis=0)  # the median, in half its time
     red, green, blue = cv2.split(logs.reshape(-1, SIDE, 3))  # the images below each other
     brightness = ((red + green + blue) / 3 - LOG[0]) / LOG_STEP
     differences = cv2.merge([red - blue, green - (red + blue) / 2])

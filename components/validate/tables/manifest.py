@@ -119,9 +119,10 @@ def _refused(rejects: pd.DataFrame, good: int) -> pd.DataFrame:
 
 
 def _pairs(rows: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
-    facts = ["image_id", "lesion_id", "label", "pixel_digest"]
-    first, other = (rows_of(neighbours[name], rows[facts]) for name in ("image_a", "image_b"))
-    table = pd.DataFrame(
+    neighbours = neighbours[neighbours["distance"] > 0].reset_index(drop=True)  # others are identical: columns of `images` tell
+    facts = rows[["image_id", "lesion_id", "label"]]
+    first, other = (rows_of(neighbours[name], facts) for name in ("image_a", "image_b"))
+    return pd.DataFrame(
         {
             "image_id": neighbours["image_a"].to_numpy(),
             "lesion_id": first["lesion_id"],
@@ -132,7 +133,6 @@ def _pairs(rows: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
             "label_matches": first["label"].eq(other["label"]),
         }
     )
-    return table[first["pixel_digest"].ne(other["pixel_digest"])].reset_index(drop=True)
 
 
 def _classes(rows: pd.DataFrame, classes: Sequence[str]) -> pd.DataFrame:
