@@ -88,10 +88,7 @@ def logit_columns(classes: Sequence[str]) -> list[str]:
 def masks_of(masks: Path, dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
     """Lesion masks of the given manifest rows of `dataset`, uint8 0/1 [k, size, size]."""
     open_artifact(masks, MASKS)
-    shards = dataset.manifest["shard"].to_numpy()[rows]
-    places = dataset.manifest["row"].to_numpy()[rows]
     out = np.empty((len(rows), dataset.image_size, dataset.image_size), np.uint8)
-    for shard in np.unique(shards):
-        here = np.flatnonzero(shards == shard)
-        out[here] = np.load(masks / f"mask-{shard:05d}.npy", mmap_mode="r")[places[here]]
+    for shard, here, at in dataset.by_shard(rows):
+        out[here] = np.load(masks / f"mask-{shard:05d}.npy", mmap_mode="r")[at]
     return out

@@ -147,14 +147,14 @@ class Dataset:
     def images(self, rows: npt.NDArray[np.int64]) -> Images:
         """Copies of the images of the given manifest rows, uint8 RGB [k, size, size, 3], in the order of `rows`."""
         out = np.empty((len(rows), self.image_size, self.image_size, 3), np.uint8)
-        for shard, here, at in self._by_shard(rows):
+        for shard, here, at in self.by_shard(rows):
             out[here] = self._shards[shard][at]
         return out
 
     def truth(self, rows: npt.NDArray[np.int64]) -> Images:
         """Expert masks of the given rows, uint8 0/1 [k, size, size]; all zero where there is none (see `has_truth`)."""
         out = np.zeros((len(rows), self.image_size, self.image_size), np.uint8)
-        for shard, here, at in self._by_shard(rows):
+        for shard, here, at in self.by_shard(rows):
             path = self.artifact.path / f"truth-{shard:05d}.npy"
             if path.exists():
                 out[here] = np.unpackbits(np.load(path, mmap_mode="r")[at], axis=-1, count=self.image_size)
@@ -164,7 +164,7 @@ class Dataset:
         """What near duplicates are found by, [n, length] for n manifest rows; mapped from a file at `place`."""
         rows = np.arange(len(self._places), dtype=np.int64)
         out: npt.NDArray[Any] = np.empty((0, 0), np.uint8)
-        for shard, here, at in self._by_shard(rows):
+        for shard, here, at in self.by_shard(rows):
             part = np.load(self.artifact.path / f"signature-{shard:05d}.npy", mmap_mode="r")
             if not out.size:
                 out = np.lib.format.open_memmap(place, mode="w+", dtype=part.dtype, shape=(len(rows), part.shape[1]))
@@ -184,7 +184,8 @@ class Dataset:
         """Manifest rows that lie in a shard, in its order, int64 [k]."""
         return np.flatnonzero(self._places["shard"].to_numpy() == shard)
 
-    def _by_shard(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def by_shard(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+        """For each shard that holds some of the given manifest rows: its number, positions in `rows`, places in the shard."""
         shards, places = (self._places[name].to_numpy()[rows] for name in ("shard", "row"))
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)

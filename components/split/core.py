@@ -33,7 +33,7 @@ def split(dataset: Path, params: SplitParams, target: Path) -> dict[str, Any]:
     """
     opened = Dataset.open(dataset)
     neighbours = pd.read_parquet(dataset / "neighbours.parquet")
-    table = assign(opened.manifest, neighbours, params)
+    table = assign(opened.columns("image_id", "lesion_id", "label"), neighbours, params)
     _refuse_missing_class(table)
     info = _describe(table, neighbours, params, opened)
     with new_artifact(target, SPLITS) as folder:

@@ -93,10 +93,12 @@ def test_folder_without_write_permission(workspace: Workspace):
         workspace.path.chmod(0o755)
 
 
-def test_paper_profile_says_what_is_not_built_yet(workspace: Workspace):
+def test_a_balance_that_no_step_carries_out_is_refused_with_what_to_use_instead(workspace: Workspace):
     done = workspace.run("run", "--profile", "paper", *sets("data.source=data/phantom"))
     assert done.returncode == 2
-    assert "not built yet" in done.stderr  # until issue 4 builds the eight balanced classes
+    assert "augment.balance=target_per_class" in done.stderr
+    assert "use augment.balance=sampler or none" in done.stderr
+    assert not (workspace.path / "runs").exists(), "work was begun"
 
 
 def test_a_command_that_does_not_exist(workspace: Workspace):

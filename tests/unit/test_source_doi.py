@@ -8,9 +8,8 @@ import re
 import threading
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -23,6 +22,7 @@ from components.ingest.source import Source, open_source
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.progress import parse
+from tests.local_server import LocalServer, Quiet, running
 from tests.sources import METADATA_FILE, data_params
 
 DOI = "doi:10.7910/DVN/DBW86T"
@@ -59,15 +59,12 @@ class Published:
         return {"label": file["filename"], "restricted": False, "dataFile": file}
 
 
-class Dataverse(ThreadingHTTPServer):
+class Dataverse(LocalServer):
     """A repository; it notes what it was asked for, and can fail in the ways that networks and servers do."""
 
-    daemon_threads = True
-
     def __init__(self, files: list[Published]) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(_Answer)
         self.files = dict(enumerate(files, start=101))
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.asked: list[tuple[str, str]] = []  # path and Range
         self.cuts = 0  # answers that still end in the middle
         self.overloaded = 0  # requests that still get 503
@@ -80,8 +77,7 @@ class Dataverse(ThreadingHTTPServer):
         return [self.files[int(path.rpartition("/")[2])].name for path, _ in self.asked if path.startswith("/storage/")]
 
 
-class _Answer(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Answer(Quiet, BaseHTTPRequestHandler):
     server: Dataverse
 
     def do_GET(self) -> None:
@@ -133,22 +129,6 @@ class _Answer(BaseHTTPRequestHandler):
         self.wfile.write(body[:cut])
         self.close_connection = cut is not None
 
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def serving(files: list[Published]) -> Iterator[Dataverse]:
-    server = Dataverse(files)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
 
 @pytest.fixture(scope="module")
 def published(drawn_source, tmp_path_factory) -> list[Published]:
@@ -172,8 +152,8 @@ def published(drawn_source, tmp_path_factory) -> list[Published]:
 
 @pytest.fixture
 def server(published) -> Iterator[Dataverse]:
-    with serving(list(published)) as running:
-        yield running
+    with running(Dataverse(list(published))) as server:
+        yield server
 
 
 def opened(server: Dataverse, source: str = DOI, **changes: Any) -> Source:
@@ -211,7 +191,7 @@ def test_the_table_that_was_uploaded_is_fetched_not_the_converted_one(server, dr
 
 
 def test_without_a_network_a_complete_cache_is_enough(published):
-    with serving(list(published)) as server:
+    with running(Dataverse(list(published))) as server:
         first = opened(server)
     again = opened(server)  # nobody listens there any more
     assert again.digest() == first.digest()
@@ -289,14 +269,14 @@ def test_a_file_that_was_cut_in_the_cache_is_fetched_anew(server, tmp_path):
 @pytest.mark.parametrize("algorithm", ["SHA-1", "SHA-256", "SHA-512"])
 def test_every_checksum_that_dataverse_knows_is_checked(published, algorithm):
     files = [Published(file.name, file.data, file.converted, algorithm) for file in published]
-    with serving(files) as server:
+    with running(Dataverse(files)) as server:
         server.damage = 1
         assert "does not have the checksum" in refusal(server)
         assert len(opened(server).images) == 42
 
 
 def test_without_a_network_and_a_cache_one_message_says_what_to_do(published, monkeypatch):
-    with serving(list(published)) as server:
+    with running(Dataverse(list(published))) as server:
         pass
     told = refusal(server, patience_seconds=0.5)
     assert f"{DOI}: {server.url} does not answer" in told
@@ -321,14 +301,14 @@ def test_restricted_files_are_told_with_a_way_out(server):
 
 
 def test_a_repository_that_is_none_is_told(published):
-    with serving(list(published)) as server:
+    with running(Dataverse(list(published))) as server:
         told = refusal(server, repository=f"{server.url}/storage/101?")
     assert "data.repository" in told
 
 
 @pytest.mark.parametrize("name", ["../evil.zip", "/etc/evil.zip", "a b.zip", "-rf.zip", "x\n.zip"])
 def test_a_published_name_that_leads_elsewhere_is_refused(published, tmp_path, name):
-    with serving([*published, Published(name, b"evil")]) as server:
+    with running(Dataverse([*published, Published(name, b"evil")])) as server:
         assert "lists a file named" in refusal(server)
     assert not list(tmp_path.rglob("*evil*"))
 

@@ -6,10 +6,9 @@ import http.client
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from dermaflow.errors import InputError
 from dermaflow.params import DataParams
 from dermaflow.progress import parse
 from dermaflow.storage import Bucket, split_uri
+from tests.local_server import LocalServer, Quiet, running
 from tests.s3_server import LISTER, READER, S3Server, s3_server
 from tests.sources import METADATA_FILE, data_params
 
@@ -148,7 +148,7 @@ def test_a_large_object_of_several_parts_is_read(as_admin, s3, prefix, tmp_path)
 
 
 def test_the_digest_follows_content_and_fetches_no_image(s3, prefix, source, monkeypatch):
-    with proxied(s3) as proxy:
+    with running(Proxy(s3)) as proxy:
         speak_with(monkeypatch, {**s3.environment, "AWS_ENDPOINT_URL": proxy.url})
         s3.upload(source.path, BUCKET, prefix)
         before = opened(f"s3://{BUCKET}/{prefix}").digest()
@@ -191,21 +191,17 @@ def test_an_object_that_changes_after_it_was_listed_is_refused(as_admin, s3, pre
 # --- a network and a server that fail for a while ---
 
 
-class Proxy(ThreadingHTTPServer):
+class Proxy(LocalServer):
     """Stands between client and server; `fault` may answer a request for an object in the server's place."""
 
-    daemon_threads = True
-
     def __init__(self, server: S3Server) -> None:
-        super().__init__(("127.0.0.1", 0), _Forward)
+        super().__init__(_Forward)
         self.upstream = server.endpoint.removeprefix("http://")
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
         self.fetched: list[str] = []
         self.fault: Callable[[_Forward, bytes, int], bool] = lambda *_: False
 
 
-class _Forward(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class _Forward(Quiet, BaseHTTPRequestHandler):
     server: Proxy
 
     def do_GET(self) -> None:
@@ -228,22 +224,6 @@ class _Forward(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(length))
         self.end_headers()
         self.wfile.write(data)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@contextmanager
-def proxied(server: S3Server) -> Iterator[Proxy]:
-    proxy = Proxy(server)
-    thread = threading.Thread(target=proxy.serve_forever)
-    thread.start()
-    try:
-        yield proxy
-    finally:
-        proxy.shutdown()
-        thread.join()
-        proxy.server_close()
 
 
 def etag_of(data: bytes) -> str:
@@ -297,7 +277,7 @@ def error_page(request: _Forward, _: bytes, attempt: int) -> bool:
 
 @pytest.mark.parametrize("fault", [overloaded, cut, shorter, flipped, hung_up, error_page])
 def test_a_fault_on_the_way_is_mended_by_asking_again(s3, stored, drawn_source, monkeypatch, fault):
-    with proxied(s3) as proxy:
+    with running(Proxy(s3)) as proxy:
         speak_with(monkeypatch, {**s3.environment, "AWS_ENDPOINT_URL": proxy.url})
         proxy.fault = fault
         found = opened(stored)
@@ -308,7 +288,7 @@ def test_a_fault_on_the_way_is_mended_by_asking_again(s3, stored, drawn_source, 
 
 @pytest.mark.parametrize("fault", [flipped, shorter])
 def test_an_object_that_never_fits_its_checksum_is_refused_not_waited_for(s3, stored, monkeypatch, fault):
-    with proxied(s3) as proxy:
+    with running(Proxy(s3)) as proxy:
         speak_with(monkeypatch, {**s3.environment, "AWS_ENDPOINT_URL": proxy.url})
         found = opened(stored)
         proxy.fault = lambda request, data, _: fault(request, data, 1)

@@ -24,9 +24,8 @@ def masks_tables(masks: Path, dataset: Dataset) -> Tables:
     shards: a shard each: images and masks in it, aligned (same length and side).
     """
     table = contracts.read_table(masks, contracts.MASKS, "masks.parquet")
-    both = table.merge(
-        dataset.manifest[["image_id", "lesion_id", "shard", "row"]], on="image_id", how="outer", indicator="known"
-    )
+    rows = dataset.columns("image_id", "lesion_id", "shard", "row")
+    both = table.merge(rows, on="image_id", how="outer", indicator="known")
     fallback = both["fallback"].eq(other=True)
     shards = _shards(masks, dataset)
     images = both.assign(

@@ -25,7 +25,7 @@ def predictions_tables(evaluations: Sequence[Path], dataset: Dataset, splits: Pa
         of the dataset, in order), classes_predicted.
     """
     side = contracts.read_splits(splits).drop_duplicates("image_id").set_index("image_id")["split"]
-    labels = dataset.manifest.drop_duplicates("image_id").set_index("image_id")[["lesion_id", "label"]]
+    labels = dataset.columns("image_id", "lesion_id", "label").drop_duplicates("image_id").set_index("image_id")
     found = [(contracts.read_metrics(path)["architecture"], contracts.read_predictions(path)) for path in evaluations]
     return {
         "images": pd.concat([_images(name, table, side, labels) for name, table in found], ignore_index=True),
