@@ -27,6 +27,7 @@ from dermaflow.errors import InputError
 
 pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps up to 60 MB of what was freed, in every step
 Images = npt.NDArray[np.uint8]
+Index = npt.NDArray[np.int64] | slice
 KIND = "dataset"
 CLINICAL_COLUMNS = ("dx_type", "age", "sex", "localization")
 PROPERTIES = (
@@ -62,6 +63,13 @@ def read_manifest(folder: Path, columns: Container[str] | None = None) -> pd.Dat
 def active_rows(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of a manifest that are no tombstones."""
     return rows[~rows["withdrawn"]].reset_index(drop=True) if rows["withdrawn"].any() else rows
+
+
+def _index(places: npt.NDArray[np.int64]) -> Index:
+    """The same index, as a slice where it has no holes: that copies twice as fast."""
+    first, last = int(places[0]), int(places[-1])
+    whole = last - first + 1 == len(places) and bool((np.diff(places) == 1).all())
+    return slice(first, last + 1) if whole else places
 
 
 @dataclass(frozen=True)
@@ -184,12 +192,12 @@ class Dataset:
         """Manifest rows that lie in a shard, in its order, int64 [k]."""
         return np.flatnonzero(self._places["shard"].to_numpy() == shard)
 
-    def by_shard(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    def by_shard(self, rows: npt.NDArray[np.int64]) -> Iterator[tuple[int, Index, Index]]:
         """For each shard that holds some of the given manifest rows: its number, positions in `rows`, places in the shard."""
         shards, places = (self._places[name].to_numpy()[rows] for name in ("shard", "row"))
         for shard in np.unique(shards):
             here = np.flatnonzero(shards == shard)
-            yield int(shard), here, places[here]
+            yield int(shard), _index(here), _index(places[here])
 
     @cached_property
     def _places(self) -> pd.DataFrame:

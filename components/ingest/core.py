@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
@@ -151,16 +151,16 @@ def _compare(source: Source, earlier: Dataset | None, params: DataParams) -> _Ch
         kept = pd.DataFrame(columns=list(MANIFEST_COLUMNS)).astype(_TYPES)
         return _Changes(kept, frozenset(wanted), new_shards(wanted.tolist(), 0, params), [])
     rows = earlier.all_rows
-    gone = ~rows["image_id"].isin(wanted)
-    withdrawn = ~rows["withdrawn"] & gone & ~rows["image_id"].isin(source.refused["image_id"])
+    gone = ~among(rows["image_id"], wanted)
+    withdrawn = ~rows["withdrawn"] & gone & ~among(rows["image_id"], source.refused["image_id"])
     _refuse_many_withdrawn(rows[withdrawn], len(earlier.manifest), params)
     active = rows[~rows["withdrawn"] & ~gone]
     changed = active[_changed(active, source)]
-    new = wanted[~wanted.isin(rows["image_id"])]
-    kept = rows[(rows["withdrawn"] | withdrawn | ~gone) & ~rows["image_id"].isin(changed["image_id"])]
-    kept = kept.assign(withdrawn=kept["withdrawn"] | kept["image_id"].isin(rows["image_id"][withdrawn]))
+    new = wanted[~among(wanted, rows["image_id"])]
+    kept = rows[(rows["withdrawn"] | withdrawn | ~gone) & ~among(rows["image_id"], changed["image_id"])]
+    kept = kept.assign(withdrawn=kept["withdrawn"] | among(kept["image_id"], rows["image_id"][withdrawn]))
     erased = kept[kept["withdrawn"] & (kept["pixel_digest"] != "")] if params.erase_withdrawn else kept.iloc[:0]
-    kept = kept.assign(pixel_digest=kept["pixel_digest"].where(~kept["image_id"].isin(erased["image_id"]), ""))
+    kept = kept.assign(pixel_digest=kept["pixel_digest"].where(~among(kept["image_id"], erased["image_id"]), ""))
     jobs = [
         Job(
             shard=int(shard),
@@ -178,26 +178,31 @@ def _compare(source: Source, earlier: Dataset | None, params: DataParams) -> _Ch
 
 def _changed(rows: pd.DataFrame, source: Source) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which earlier rows' image or mask now has other bytes; files that the source knows unchanged are not read."""
-
-    def differs(image_id: str, image_digest: str, truth_digest: str) -> bool:
-        mask = source.masks.get(image_id)
-        return (
-            _digest(source, source.images[image_id]) != image_digest or (_digest(source, mask) if mask else "") != truth_digest
-        )
-
+    changed: list[bool] = []
     with ThreadPoolExecutor(source.concurrency) as pool:
-        found = list(pool.map(differs, rows["image_id"], rows["source_digest"], rows["truth_digest"], chunksize=64))
-    return np.asarray(found, bool)
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            part = rows.iloc[start : start + _ROWS_AT_ONCE]
+            ids = part["image_id"].tolist()
+            images, masks = source.images.find(ids), source.masks.find(ids)
+            digests = dict(zip(ids, _digests(source, [images[image_id] for image_id in ids], pool), strict=True))
+            truths = dict(zip(masks, _digests(source, masks.values(), pool), strict=True))
+            before = zip(ids, part["source_digest"].tolist(), part["truth_digest"].tolist(), strict=True)
+            changed += [(digests[image_id], truths.get(image_id, "")) != (digest, truth) for image_id, digest, truth in before]
+    return np.asarray(changed, bool)
 
 
-def _digest(source: Source, entry: Any) -> str | None:
-    known: str | None = source.known_digest(entry)
-    if known is not None:
-        return known
-    try:
-        return bytes_digest(source.read(entry))
-    except RejectedError:  # it is read again with the others, and refused there
-        return None
+def _digests(source: Source, entries: Collection[Entry], pool: ThreadPoolExecutor) -> Iterator[str | None]:
+    """Digest of each file's bytes; None for one that can not be used: it is read again with the others, and refused there."""
+
+    def read(entry: Entry) -> str | None:
+        try:
+            return bytes_digest(source.read(entry))
+        except RejectedError:
+            return None
+
+    known = source.known_digests(entries)
+    found = pool.map(read, [entry for entry, digest in zip(entries, known, strict=True) if digest is None])
+    return (next(found) if digest is None else digest for digest in known)
 
 
 def _remember(source: Source, changes: _Changes, dataset: Dataset) -> None:

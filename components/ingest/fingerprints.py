@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import struct
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
@@ -22,7 +21,6 @@ from dermaflow import places
 
 RACY_SECONDS = 2.0  # a file changed this shortly before it was looked at may change again without its times telling
 _ROW = np.dtype([("high", "<u8"), ("low", "<u8"), ("digest", "V32")])
-_PACK = struct.Struct("<QQ32s")
 _SHA_BYTES = 32
 _SPARE = 100_000  # rows, 5 MB, of files that were asked for once
 _PREFIX = "sha256:"
@@ -36,23 +34,24 @@ class Fingerprints:
         self._path = places.cache() / "fingerprints" / name
         self._set_rows(_read_rows(self._path))
 
-    def known(self, entry: Entry) -> str | None:
-        """Digest of an entry's bytes, or None when they must be read."""
-        high, low = _key(entry)
-        row = int(np.searchsorted(self._high, np.uint64(high)))
-        while row < len(self._high) and self._high[row] == high:
-            if self._rows["low"][row] == low:
-                self._used[row] = True
-                return _PREFIX + bytes(self._rows["digest"][row]).hex()
-            row += 1
-        return None
+    def known(self, entries: Iterable[Entry]) -> list[str | None]:
+        """Digest of each entry's bytes, or None where they must be read."""
+        keys = np.frombuffer(b"".join(map(_key, entries)), np.uint64).reshape(-1, 2)
+        rows = np.searchsorted(self._high, keys[:, 0])
+        inside = np.flatnonzero(rows < len(self._high))
+        found = self._rows[rows[inside]]  # of files that share the first half of a key, only one is ever known
+        same = (found["high"] == keys[inside, 0]) & (found["low"] == keys[inside, 1])
+        self._used[rows[inside[same]]] = True
+        digests: list[str | None] = [None] * len(keys)
+        for place, digest in zip(inside[same].tolist(), found["digest"][same].tolist(), strict=True):
+            digests[place] = _PREFIX + digest.hex()
+        return digests
 
     def keep(self, found: Iterable[tuple[Entry, str]]) -> None:
         """Note digests for the next time; what was known before stays, until most of it is of files that nobody asks for."""
         packed = bytearray()
         for entry, digest in found:
-            high, low = _key(entry)
-            packed += _PACK.pack(high, low, bytes.fromhex(digest.removeprefix(_PREFIX)))
+            packed += _key(entry) + bytes.fromhex(digest.removeprefix(_PREFIX))
         new = np.frombuffer(packed, _ROW)
         stale = len(self._rows) > _SPARE + 4 * (len(new) + int(self._used.sum()))
         rows = np.concatenate([new, self._rows[self._used] if stale else self._rows])
@@ -69,9 +68,8 @@ class Fingerprints:
         self._used = np.zeros(len(rows), bool)
 
 
-def _key(entry: Entry) -> tuple[int, int]:
-    key = hashlib.blake2b(f"{entry.uri}\0{entry.version}".encode(), digest_size=16).digest()
-    return int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
+def _key(entry: Entry) -> bytes:
+    return hashlib.blake2b(f"{entry.uri}\0{entry.version}".encode(), digest_size=16).digest()
 
 
 def _read_rows(path: Path) -> npt.NDArray[np.void]:

@@ -85,7 +85,7 @@ class FolderFiles:
         with ThreadPoolExecutor(self.concurrency) as pool:
             remaining = iter(entries)
             while batch := list(islice(remaining, _BATCH)):
-                known = [self._known_digest(entry, sums) for entry in batch]
+                known = self._known_digests(batch, sums)
                 unknown = [entry for entry, digest in zip(batch, known, strict=True) if digest is None]
                 found = iter(list(pool.map(self._read_digest, unknown)))
                 for entry, digest in zip(batch, known, strict=True):
@@ -185,11 +185,13 @@ class FolderFiles:
             raise RejectedError("too_large", f"it grew to more than data.max_file_bytes, which is {self._max_bytes}")
         return data
 
-    def _known_digest(self, entry: Entry, sums: dict[str, str]) -> str | None:
-        archive = self._archive_of(entry)
-        if archive:
-            return sums[archive.uri] + entry.version.removeprefix(archive.version)
-        return self.fingerprints.known(entry)
+    def _known_digests(self, entries: list[Entry], sums: dict[str, str]) -> list[str | None]:
+        known = self.fingerprints.known(entries)
+        if sums:
+            for place, entry in enumerate(entries):
+                if archive := self._archive_of(entry):
+                    known[place] = sums[archive.uri] + entry.version.removeprefix(archive.version)
+        return known
 
     def _read_digest(self, entry: Entry) -> str:
         try:
@@ -199,7 +201,7 @@ class FolderFiles:
 
     def _archive_digest(self, archive: Archive) -> str:
         entry = Entry(archive.uri, 0, archive.version)
-        known = self.fingerprints.known(entry)
+        (known,) = self.fingerprints.known([entry])
         if known is None:
             known = file_digest(archive.path)
             self.fingerprints.keep([(entry, known)])

@@ -26,6 +26,7 @@ import numpy.typing as npt
 import pandas as pd
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from components.ingest.entries import among
 from components.ingest.texture import FINE, Texture, align, correlation, enlarged, fine_texture, texture_of, warp
 from components.ingest.thumbnail import (
     SIDE,
@@ -104,10 +105,10 @@ def find_neighbours(
     found = [pd.DataFrame(stars)]
     table = table[is_first]
     if known is not None:
-        stood_behind = set(known.loc[known["distance"] == 0, "image_b"])  # another image, then of the same pixels
-        table["fresh"] |= table["id"].isin(stood_behind)
-        old = set(table.loc[~table["fresh"], "id"])
-        found.append(known.loc[known["image_a"].isin(old) & known["image_b"].isin(old), list(COLUMNS)])
+        stood_behind = known.loc[known["distance"] == 0, "image_b"]  # another image, then of the same pixels
+        table["fresh"] |= among(table["id"], stood_behind)
+        old = table.loc[~table["fresh"], "id"]
+        found.append(known.loc[among(known["image_a"], old) & among(known["image_b"], old), list(COLUMNS)])
     with _one_thread_each(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         search = _Search(table.index.to_numpy(np.int64), signatures, images, pool)
         found.append(search.pairs(table["fresh"].to_numpy(bool), table["id"].to_numpy(object)))

@@ -67,9 +67,9 @@ class Source:
         """
         return self._files.read(entry)
 
-    def known_digest(self, entry: Entry) -> str | None:
-        """SHA-256 of an entry's bytes as "sha256:<hex>" when an earlier read tells it, else None."""
-        return self._files.fingerprints.known(entry)
+    def known_digests(self, entries: Iterable[Entry]) -> list[str | None]:
+        """SHA-256 of each entry's bytes as "sha256:<hex>" where an earlier read tells it, else None."""
+        return self._files.fingerprints.known(entries)
 
     def remember(self, found: Iterable[tuple[Entry, str]]) -> None:
         """Note digests ("sha256:<hex>") of entries that were read, so that the next run need not read them to know them."""

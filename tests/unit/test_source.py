@@ -388,28 +388,28 @@ def test_unchanged_files_are_not_read_again(source, settled, monkeypatch):
 
 def test_a_digest_is_known_without_reading_once_it_was_read(source, settled):
     first, victim = opened(source), source.ids("nv")[0]
-    assert first.known_digest(first.images[victim]) is None
+    assert first.known_digests([first.images[victim]])[0] is None
     first.digest()
     again = opened(source)
     for entry in (*again.images.in_order(), *again.masks.in_order()):
-        assert again.known_digest(entry) == bytes_digest((source.path / entry.uri).read_bytes())
+        assert again.known_digests([entry])[0] == bytes_digest((source.path / entry.uri).read_bytes())
     source.image(victim).write_bytes(b"changed")
     changed = opened(source)
-    assert changed.known_digest(changed.images[victim]) is None
+    assert changed.known_digests([changed.images[victim]])[0] is None
 
 
 def test_a_digest_that_core_found_is_remembered(source, settled):
     found = opened(source)
     found.remember((entry, bytes_digest(found.read(entry))) for entry in found.images.in_order())
     again = opened(source)
-    assert all(again.known_digest(entry) for entry in again.images.in_order())
+    assert all(again.known_digests([entry])[0] for entry in again.images.in_order())
 
 
 def test_a_file_written_within_the_last_two_seconds_is_not_trusted(source):
     """It may be written once more within the same tick of the clock, with the same size: git calls it racily clean."""
     opened(source).digest()
     again = opened(source)
-    assert not any(again.known_digest(entry) for entry in again.images.in_order())
+    assert not any(again.known_digests([entry])[0] for entry in again.images.in_order())
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "a folder", "gone"])
@@ -423,7 +423,7 @@ def test_a_damaged_cache_costs_time_only(source, settled, tmp_path, damage):
     elif damage != "gone":
         path.write_bytes({"cut": data[:-7], "flipped": data[:100] + bytes([data[100] ^ 1]) + data[101:], "empty": b""}[damage])
     found = opened(source)
-    assert not any(found.known_digest(entry) for entry in found.images.in_order())
+    assert not any(found.known_digests([entry])[0] for entry in found.images.in_order())
     assert found.digest() == before
 
 
@@ -443,7 +443,7 @@ def test_the_cache_forgets_files_that_nobody_asks_for(tmp_path, monkeypatch):
         known.keep([(entry, sha) for entry in entries])
     (path,) = (tmp_path / "home" / "cache" / "fingerprints").iterdir()
     assert path.stat().st_size < 48 * 80
-    assert all(fingerprints.Fingerprints("root").known(entry) == sha for entry in entries)
+    assert all(fingerprints.Fingerprints("root").known([entry]) == [sha] for entry in entries)
 
 
 # --- faults that only a second look shows ---

@@ -165,10 +165,10 @@ def test_what_was_read_once_is_known_until_it_is_written_again(as_admin, s3, pre
     found = opened(f"s3://{BUCKET}/{prefix}")
     found.remember((entry, bytes_digest(found.read(entry))) for entry in found.images.in_order())
     again, victim = opened(f"s3://{BUCKET}/{prefix}"), source.ids("nv")[0]
-    assert all(again.known_digest(entry) for entry in again.images.in_order())
+    assert all(again.known_digests([entry])[0] for entry in again.images.in_order())
     s3.client().put_object(Bucket=BUCKET, Key=f"{prefix}/images/{victim}.jpg", Body=b"changed")
     changed = opened(f"s3://{BUCKET}/{prefix}")
-    assert changed.known_digest(changed.images[victim]) is None
+    assert changed.known_digests([changed.images[victim]])[0] is None
 
 
 # --- what changes while it is read ---
