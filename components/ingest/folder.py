@@ -104,7 +104,9 @@ class FolderFiles:
                 for entry in entries:
                     if entry.name.startswith(".") or entry.name in _PASSED_OVER:
                         continue
-                    if _is_folder(entry):
+                    if entry.is_file(follow_symlinks=False) and not entry.name.lower().endswith(".zip"):  # nearly all
+                        yield _entry(prefix + entry.name, entry.stat())
+                    elif _is_folder(entry):
                         folders.append((entry.is_symlink(), entry.name))
                     else:
                         yield from self._list_file(entry, prefix)
@@ -145,7 +147,7 @@ class FolderFiles:
         elif entry.name.lower().endswith(".zip"):
             yield from self._list_archive(uri)
         else:
-            yield Entry(uri, status.st_size, _version(status))
+            yield _entry(uri, status)
 
     def _list_archive(self, uri: str) -> Iterator[Entry | Fault]:
         path = Path(self._root, uri)
@@ -220,6 +222,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
+
+
+def _entry(uri: str, status: os.stat_result) -> Entry:
+    return Entry(uri, status.st_size, _version(status))
 
 
 def _kind(mode: int) -> str:
