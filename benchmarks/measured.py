@@ -78,6 +78,7 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     everywhere = os.sched_getaffinity(0)
     command = [sys.executable, str(script), *arguments]
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    os.sync()  # what others wrote is not on its bill
     os.sched_setaffinity(0, sorted(everywhere)[:cores])  # the new process inherits it
     try:
         process = subprocess.Popen(
