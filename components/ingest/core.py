@@ -6,10 +6,12 @@ to new shards, an image whose bytes changed replaces the old one in its place, a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -53,6 +55,17 @@ _NUMBERS = {
 _TYPES = {name: _NUMBERS.get(name, "str") for name in MANIFEST_COLUMNS}
 
 
+@contextmanager
+def _few_collections() -> Iterator[None]:
+    """What is loaded by now is no garbage: else it is all walked again for each few thousand small objects that come."""
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@_few_collections()
 def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[str, Any]:
     """Read `data.source` into a Dataset artifact at `target`.
 
