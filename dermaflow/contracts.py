@@ -2,7 +2,7 @@
 
 Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
             (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
-Splits      splits.parquet (image_id, lesion_id, group_id, label, split), splits.json
+Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
 Plan        plan.parquet (image_id, lesion_id, label, weight, view, symmetry), plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
 History     history.parquet (one row an epoch), history.json
@@ -24,7 +24,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from dermaflow.artifacts import open_artifact, read_json
+from dermaflow.artifacts import json_digest, open_artifact, read_json
 from dermaflow.dataset import Dataset
 
 MASKS = "masks"
@@ -41,6 +41,15 @@ NOTIFICATION = "notification"
 VALIDATION_REPORT = "validation"
 
 SPLIT_NAMES = ("train", "validation", "test")
+EXCLUDED = "excluded"  # the side of an image that may be on none of them
+SPLIT_COLUMNS = (
+    *("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest"),
+    *("split", "reason", "fold", "test_set"),
+)
+TEST_SET_COLUMNS = (
+    *("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest", "test_set"),
+    "in_dataset",
+)
 LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
 
@@ -59,8 +68,23 @@ def read_info(path: Path, kind: str) -> dict[str, Any]:
 
 
 def read_splits(path: Path) -> pd.DataFrame:
-    """image_id, lesion_id, group_id, label, split: one row an image."""
+    """SPLIT_COLUMNS: one row an image.
+
+    `split` is train, validation, test or excluded (then with a `reason`); `fold` is -1 where folds were not asked for, and
+    outside of train and validation; `test_set` is 0 except in test: the number of the test set that an image came in with.
+    """
     return read_table(path, SPLITS, "splits.parquet")
+
+
+def read_test_sets(path: Path) -> pd.DataFrame:
+    """TEST_SET_COLUMNS: every image that is or ever was in test. Test set n is all rows with `test_set` up to n."""
+    return read_table(path, SPLITS, "test_sets.parquet")
+
+
+def test_set_digest(tests: pd.DataFrame, version: int) -> str:
+    """Digest of a numbered test set, of `read_test_sets`: the ids and source digests of all its members."""
+    members = tests[tests["test_set"] <= version].sort_values(["image_id", "source_digest"])
+    return json_digest(members[["image_id", "source_digest"]].to_numpy().tolist())
 
 
 def read_plan(path: Path) -> pd.DataFrame:

@@ -117,7 +117,9 @@ class SplitParams(Section):
     train: Annotated[float, Field(gt=0, lt=1)]
     validation: Annotated[float, Field(gt=0, lt=1)]
     test: Annotated[float, Field(gt=0, lt=1)]
+    folds: Annotated[int, Field(ge=0, le=20)]
     seed: int
+    previous: Annotated[str, Field(min_length=1)]
 
     @model_validator(mode="after")
     def _whole(self) -> SplitParams:
@@ -125,6 +127,10 @@ class SplitParams(Section):
             raise ValueError(
                 f"train, validation and test must add up to 1; they are {self.train:g} + {self.validation:g} + {self.test:g}"
             )
+        if self.folds == 1:
+            raise ValueError("folds must be 0 (none) or at least 2")
+        if self.folds and self.strategy == "random":
+            raise ValueError("folds are by lesion; use strategy lesion, or folds 0")
         return self
 
 

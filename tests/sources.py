@@ -112,7 +112,8 @@ def data_params(source: Path, **changes: Any) -> DataParams:
 
 def split_params(**changes: Any) -> SplitParams:
     """The study's 80/10/10, by lesion."""
-    return SplitParams(**{"strategy": "lesion", "train": 0.8, "validation": 0.1, "test": 0.1, "seed": 20240101, **changes})
+    values = {"strategy": "lesion", "train": 0.8, "validation": 0.1, "test": 0.1, "folds": 0, "seed": 20240101}
+    return SplitParams(**{**values, "previous": "none", **changes})
 
 
 def augment_params(**changes: Any) -> AugmentParams:
@@ -161,7 +162,14 @@ def real_metadata() -> pd.DataFrame:
     path = SHARED / "data" / "ham10000" / METADATA_FILE
     if not path.is_file():
         pytest.skip("needs HAM10000's metadata; set DERMAFLOW_SHARED to the folder that holds data/ham10000")
-    return pd.read_csv(path).rename(columns={"dx": "label"})
+    return with_digests(pd.read_csv(path).rename(columns={"dx": "label"}))
+
+
+def with_digests(manifest: pd.DataFrame) -> pd.DataFrame:
+    """A manifest whose images have bytes and pixels of their own, as far as digests tell."""
+    return manifest.assign(
+        source_digest="bytes of " + manifest["image_id"], pixel_digest="pixels of " + manifest["image_id"]
+    )
 
 
 def no_neighbours() -> pd.DataFrame:

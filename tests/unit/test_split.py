@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from components.split.core import assign, leakage, split
 from dermaflow.artifacts import changed_files, open_artifact
-from dermaflow.contracts import SPLIT_NAMES, SPLITS, read_info, read_splits
+from dermaflow.contracts import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, read_info, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
-from tests.sources import HAM10000_LEAKAGE, neighbours, real_metadata, split_params, with_manifest
+from tests.sources import HAM10000_LEAKAGE, neighbours, real_metadata, split_params, with_digests, with_manifest
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def shares_per_class(table):
 def manifest_of(lesions):
     """A manifest of (label, number of images) for each lesion."""
     rows = [(f"I{n:03d}_{k}", f"L{n:03d}", label) for n, (label, images) in enumerate(lesions) for k in range(images)]
-    return pd.DataFrame(rows, columns=["image_id", "lesion_id", "label"])
+    return with_digests(pd.DataFrame(rows, columns=["image_id", "lesion_id", "label"]))
 
 
 # --- HAM10000's own lesions ---
@@ -72,6 +72,8 @@ def test_lesions_of_many_images_are_spread_as_single_ones_are(by_lesion):
 def test_a_random_split_of_ham10000_leaks_and_one_by_lesion_does_not(by_lesion, at_random):
     """Expected by calculation from the metadata: 38.5 % of test images, 67.9 % of melanomas (one draw scatters)."""
     leaked = leakage(at_random, neighbours())
+    for name, share in HAM10000_LEAKAGE.items():
+        assert leaked[name]["random_share"] == pytest.approx(share, abs=0.005)
     assert leaked["all"]["share"] == pytest.approx(HAM10000_LEAKAGE["all"], abs=0.03)
     assert leaked["mel"]["share"] == pytest.approx(HAM10000_LEAKAGE["mel"], abs=0.08)
     assert leaked["all"]["test_images"] == (at_random["split"] == "test").sum()
@@ -91,13 +93,6 @@ def test_on_average_a_random_split_leaks_as_calculated(ham10000):
 def test_another_seed_gives_another_split(ham10000, by_lesion):
     other = assign(ham10000, neighbours(), split_params(seed=1))
     assert 0.1 < (other["split"] != by_lesion["split"]).mean() < 0.5
-
-
-@pytest.mark.xfail(strict=True, reason="no memory of an earlier assignment: images of a former test set come into train")
-def test_a_lesion_that_was_in_test_never_comes_into_train_when_data_grow(ham10000, by_lesion):
-    earlier = assign(ham10000.sample(frac=0.99, random_state=1), neighbours(), split_params())
-    was_test = set(earlier.loc[earlier["split"] == "test", "lesion_id"])
-    assert not was_test & set(by_lesion.loc[by_lesion["split"] == "train", "lesion_id"])
 
 
 # --- any manifest ---
@@ -170,7 +165,34 @@ def test_near_duplicates_on_both_sides_of_a_random_split_count_as_leakage():
     table = assign(manifest, neighbours(), params)
     test, train = (table.loc[table["split"] == side, "image_id"].iloc[0] for side in ("test", "train"))
     assert leakage(table, neighbours())["all"]["with_relative_in_train"] == 0
-    assert leakage(table, neighbours((train, test)))["nv"]["with_relative_in_train"] == 1
+    leaked = leakage(table, neighbours((train, test)))["nv"]
+    assert (leaked["near_duplicate"], leaked["same_lesion"], leaked["with_relative_in_train"]) == (1, 0, 1)
+
+
+def test_augmented_children_on_both_sides_count_as_leakage():
+    table = manifest_of([("nv", 1)] * 4).assign(split=["train", "train", "test", "test"])
+    parents = pd.Series(["I000_0", "I001_0", "I001_0", "I003_0"])
+    leaked = leakage(table, neighbours(), parents)["all"]
+    assert (leaked["augmented"], leaked["with_relative_in_train"], leaked["share"]) == (1, 1, 0.5)
+
+
+def test_a_random_split_gets_exactly_the_rounded_shares_of_each_class(ham10000, at_random):
+    counts = at_random.groupby(["label", "split"]).size().unstack()
+    for label, images in ham10000["label"].value_counts().items():
+        tenth = round(images / 10)
+        assert counts.loc[label].to_dict() == {"train": images - 2 * tenth, "validation": tenth, "test": tenth}
+
+
+@pytest.mark.parametrize("folds", [2, 5])
+def test_folds_part_train_and_validation_by_lesion_and_alike(ham10000, by_lesion, folds):
+    table = assign(ham10000, neighbours(), split_params(folds=folds))
+    pd.testing.assert_series_equal(table["split"], by_lesion["split"])
+    parted = table[table["split"] != "test"]
+    assert (table.loc[table["split"] == "test", "fold"] == -1).all()
+    assert set(parted["fold"]) == set(range(folds))
+    assert parted.groupby("lesion_id")["fold"].nunique().max() == 1
+    counts = parted.groupby(["label", "fold"]).size().unstack()
+    assert (counts.div(counts.sum(axis=1), axis=0) - 1 / folds).abs().max().max() < 0.01
 
 
 def test_a_large_test_part_leaves_train_its_lesion():
@@ -183,7 +205,7 @@ def test_a_large_test_part_leaves_train_its_lesion():
 
 def test_the_artifact_says_what_was_done(splits, dataset):
     table, info = read_splits(splits), read_info(splits, SPLITS)
-    assert list(table.columns) == ["image_id", "lesion_id", "group_id", "label", "split"]
+    assert tuple(table.columns) == SPLIT_COLUMNS
     assert len(table) == 42
     assert info["strategy"] == "lesion"
     assert info["seed"] == 20240101
@@ -191,6 +213,9 @@ def test_the_artifact_says_what_was_done(splits, dataset):
     assert info["mark"] is None
     assert info["dataset"] == Dataset.open(dataset).version
     assert info["leakage"]["all"]["share"] == 0
+    assert info["test_set"]["version"] == 1
+    assert info["test_set"]["images"] == info["counts"]["test"]["images"]
+    assert info["counts"]["excluded"]["images"] == 0
     for name in SPLIT_NAMES:
         part = table[table["split"] == name]
         assert info["counts"][name]["images"] == len(part)

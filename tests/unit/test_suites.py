@@ -181,7 +181,7 @@ def test_an_unknown_split_and_another_label_block(made, tmp_path):
     table = read_splits(made.splits)
     other = "nv" if table.loc[1, "label"] != "nv" else "mel"
     report = judge_splits(made, tmp_path, lambda rows: assign("label", 1, other)(assign("split", 0, "holdout")(rows)))
-    assert table.loc[0, "image_id"] in named(report, "the split is train, validation or test")
+    assert table.loc[0, "image_id"] in named(report, "the split is train, validation, test or excluded")
     assert named(report, "lesion and label are those of the dataset") == {table.loc[1, "image_id"]}
 
 
@@ -259,9 +259,9 @@ def test_a_test_lesion_that_went_to_train_blocks(made, tmp_path):
     report = judge_against(
         made, tmp_path, lambda rows: rows.assign(split=rows["split"].where(rows["lesion_id"] != lesion, "train"))
     )
-    assert named(report, "an image of the earlier test set is still in test") == moved
+    assert named(report, "an image of an earlier test set is still in test") == moved
     assert named(report, "no relative of an earlier test image is in train") == moved
-    assert "the frozen test set is unchanged, or numbered anew" in blocking(report)
+    assert named(report, "who is in test is a member of a numbered test set, and no one else") == moved
 
 
 def test_a_near_duplicate_of_an_earlier_test_image_in_train_blocks(made, tmp_path):
@@ -273,16 +273,39 @@ def test_a_near_duplicate_of_an_earlier_test_image_in_train_blocks(made, tmp_pat
     assert (row["test_image"], row["related_by"]) == (test, "near duplicate")
 
 
-def test_a_test_set_that_grew_must_be_numbered_anew(made, tmp_path):
+def test_an_image_that_came_into_test_without_a_number_blocks(made, tmp_path):
     table = read_splits(made.splits)
     lesion = table.loc[table["split"] == "validation", "lesion_id"].iloc[0]
 
     def grown(rows: Table) -> Table:
         return rows.assign(split=rows["split"].where(rows["lesion_id"] != lesion, "test"))
 
-    frozen = "the frozen test set is unchanged, or numbered anew"
-    assert frozen in blocking(judge_against(made, tmp_path / "same", grown))
-    assert frozen not in blocking(judge_against(made, tmp_path / "new", grown, test_set={"version": 2}))
+    report = judge_against(made, tmp_path, grown)
+    moved = set(table.loc[table["lesion_id"] == lesion, "image_id"])
+    assert named(report, "who is in test is a member of a numbered test set, and no one else") == moved
+
+
+def test_an_earlier_test_set_that_lost_a_member_blocks(made, tmp_path):
+    fewer = spoilt(made.splits, SPLITS, tmp_path / "s", "test_sets.parquet", lambda tests: tests.iloc[1:])
+    params = VALIDATE.model_copy(update={"reference_splits": str(made.splits)})
+    report = check(Subject(made.dataset, fewer), params, tmp_path / "r", ("splits",))
+    assert "each earlier test set has its members still" in blocking(report)
+
+
+def test_an_excluded_image_needs_a_reason_and_is_on_no_side(made, tmp_path):
+    table = read_splits(made.splits)
+    several = table.groupby("lesion_id")["image_id"].transform("size").gt(1) & table["split"].eq("train")
+    image = table.loc[several, "image_id"].iloc[0]
+
+    def exclude(reason: str) -> Callable[[Table], Table]:
+        def change(rows: Table) -> Table:
+            chosen = rows["image_id"] == image
+            return rows.assign(split=rows["split"].mask(chosen, "excluded"), reason=rows["reason"].mask(chosen, reason))
+
+        return change
+
+    assert named(judge_splits(made, tmp_path / "without", exclude("")), "an excluded image has a reason") == {image}
+    assert blocking(judge_splits(made, tmp_path / "with", exclude("bridged"))) == set()
 
 
 # --- plan ---

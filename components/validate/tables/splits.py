@@ -10,7 +10,6 @@ import pandas as pd
 
 from components.validate.tables.manifest import Tables, distinct, rows_of
 from dermaflow import contracts
-from dermaflow.artifacts import json_digest
 from dermaflow.dataset import Dataset
 
 _FACTS = ("image_id", "lesion_id", "label", "pixel_digest", "source_digest")  # columns of the manifest
@@ -20,20 +19,22 @@ def splits_tables(splits: Path, dataset: Dataset, reference: Path | None) -> Tab
     """The tables of a Splits artifact.
 
     images: an image each that the splits or the dataset know: split, in_dataset, agrees (with the dataset on lesion and
-        label), and on how many sides its lesion, group, pixels and bytes are: sides_of_lesion and so on.
+        label), explained (excluded with a reason, or not excluded), numbered (in test and a member of a numbered test set,
+        or neither), and on how many sides its lesion, group, pixels and bytes are: sides_of_lesion and so on. Excluded is
+        no side.
     pairs: near duplicates, a pair each: side_matches.
     sides: a split each: images, share, asked_share, deviation.
     classes: a class and split each: images.
-    earlier: only with a reference, earlier Splits: an image of the earlier test set that is still in the dataset each,
-        with its split now.
-    relatives: only with a reference: a train image each, with the test image of the earlier splits that it shares a
-        lesion, pixels or a near duplicate with; none is in order.
-    frozen: only with a reference: digest and version of the test set, then and now; in_order.
+    earlier: only with a reference, earlier Splits: an image of the earlier test sets that is in the dataset each, with
+        its split now.
+    relatives: only with a reference: a train image each, with the image of the earlier test sets that it shares a lesion,
+        bytes, pixels or a near duplicate with; none is in order.
+    frozen: only with a reference: each earlier test set: version, its digest then and now; in_order.
     """
     table, info = contracts.read_splits(splits), contracts.read_info(splits, contracts.SPLITS)
     neighbours = pd.read_parquet(dataset.artifact.path / "neighbours.parquet")
     facts = dataset.columns(*_FACTS).drop_duplicates("image_id")
-    images = _images(table, facts)
+    images = _images(table, contracts.read_test_sets(splits), facts)
     tables = {
         "images": images,
         "pairs": _pairs(images, neighbours),
@@ -42,14 +43,14 @@ def splits_tables(splits: Path, dataset: Dataset, reference: Path | None) -> Tab
     }
     if reference is None:
         return tables
-    then, then_info = contracts.read_splits(reference), contracts.read_info(reference, contracts.SPLITS)
-    test = then.loc[then["split"] == "test", ["image_id", "lesion_id"]]
-    earlier = test.merge(images.loc[images["in_dataset"], ["image_id", "split"]], on="image_id")
+    test = contracts.read_test_sets(reference)
+    earlier = test[["image_id", "lesion_id"]].drop_duplicates("image_id")
+    earlier = earlier.merge(images.loc[images["in_dataset"], ["image_id", "split"]], on="image_id")
     return {
         **tables,
         "earlier": earlier.assign(split=earlier["split"].fillna("none")),
         "relatives": _relatives(images, test, neighbours, facts),
-        "frozen": _frozen(table, info, then, then_info),
+        "frozen": _frozen(contracts.read_test_sets(splits), contracts.read_info(reference, contracts.SPLITS)),
     }
 
 
@@ -70,12 +71,14 @@ def plan_tables(plan: Path, splits: Path) -> Tables:
     }
 
 
-def test_set_digest(table: pd.DataFrame) -> str:
-    """Digest of the ids of a splits table's test images, whatever their order."""
-    return json_digest(sorted(table.loc[table["split"] == "test", "image_id"]))
-
-
-def _images(table: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+def _images(table: pd.DataFrame, tests: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
+    members = tests.loc[tests["in_dataset"], ["image_id", "test_set"]].rename(columns={"test_set": "came"})
+    table = table.merge(members.drop_duplicates("image_id"), on="image_id", how="left")
+    is_test = table["split"].eq("test")
+    as_member = table["test_set"].gt(0) & table["test_set"].eq(table["came"])
+    table["numbered"] = as_member.where(is_test, table["came"].isna() & table["test_set"].eq(0))
+    table["explained"] = table["reason"].ne("") | table["split"].ne(contracts.EXCLUDED)
+    table = table.drop(columns=["source_digest", "pixel_digest", "came"])  # the dataset says what they are
     both = table.merge(facts, on="image_id", how="outer", suffixes=("", "_there"), indicator="known")
     in_dataset, in_splits = both["known"].ne("left_only"), both["known"].ne("right_only")
     agrees = both["lesion_id"].eq(both["lesion_id_there"]) & both["label"].eq(both["label_there"])
@@ -84,18 +87,24 @@ def _images(table: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
         label=both["label"].fillna(both["label_there"]),
         in_dataset=in_dataset,
         agrees=agrees | ~(in_dataset & in_splits),
-        sides_of_lesion=distinct(both, "lesion_id", "split"),
-        sides_of_group=distinct(both, "group_id", "split"),
+        side=_side(both["split"]),
     )
+    both["sides_of_lesion"], both["sides_of_group"] = (distinct(both, name, "side") for name in ("lesion_id", "group_id"))
     for name, sides in (("pixel_digest", "sides_of_pixels"), ("source_digest", "sides_of_bytes")):
-        both[sides] = distinct(both, name, "split")
+        both[sides] = distinct(both, name, "side")
         both[name] = both[name].where(both[sides] > 1)  # what a failing row shows: all of them would take 14 MB at 100,000
-    return both.drop(columns=["lesion_id_there", "label_there", "known"])
+    return both.drop(columns=["lesion_id_there", "label_there", "known", "side"])
+
+
+def _side(split: pd.Series[str]) -> pd.Series[str]:
+    """The splits, without a value where there is no side."""
+    return split.where(split != contracts.EXCLUDED)
 
 
 def _pairs(images: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
     facts = images[["image_id", "lesion_id", "split"]]
     first, other = (rows_of(neighbours[name], facts) for name in ("image_a", "image_b"))
+    sides = _side(first["split"]), _side(other["split"])
     return pd.DataFrame(
         {
             "image_id": neighbours["image_a"].to_numpy(),
@@ -105,7 +114,7 @@ def _pairs(images: pd.DataFrame, neighbours: pd.DataFrame) -> pd.DataFrame:
             "other_lesion": other["lesion_id"],
             "other_split": other["split"],
             "score": neighbours["score"].to_numpy(),
-            "side_matches": first["split"].eq(other["split"]) | first["split"].isna() | other["split"].isna(),
+            "side_matches": sides[0].eq(sides[1]) | sides[0].isna() | sides[1].isna(),
         }
     )
 
@@ -126,16 +135,16 @@ def _classes(table: pd.DataFrame) -> pd.DataFrame:
 
 def _relatives(images: pd.DataFrame, test: pd.DataFrame, neighbours: pd.DataFrame, facts: pd.DataFrame) -> pd.DataFrame:
     """Train images with an image of the earlier test set that they are related to, and how."""
-    pixels = rows_of(test["image_id"], facts)["pixel_digest"]
-    by_lesion = dict(zip(test["lesion_id"], test["image_id"], strict=True))
-    by_pixels = {digest: image for digest, image in zip(pixels, test["image_id"], strict=True) if isinstance(digest, str)}
+    by = {name: dict(zip(test[name], test["image_id"], strict=True)) for name in ("lesion_id", "source_digest", "pixel_digest")}
     ends = neighbours[["image_a", "image_b"]]
     pairs = pd.DataFrame(np.concatenate([ends.to_numpy(), ends.to_numpy()[:, ::-1]]), columns=["image_id", "other"])
     near = pairs[pairs["other"].isin(test["image_id"])].drop_duplicates("image_id").set_index("image_id")["other"]
     train = images[images["split"] == "train"]
+    now = rows_of(train["image_id"], facts).set_axis(train.index)
     found = {
-        "lesion": train["lesion_id"].map(by_lesion),
-        "identical pixels": rows_of(train["image_id"], facts)["pixel_digest"].map(by_pixels).set_axis(train.index),
+        "lesion": train["lesion_id"].map(by["lesion_id"]),
+        "identical bytes": now["source_digest"].map(by["source_digest"]),
+        "identical pixels": now["pixel_digest"].map(by["pixel_digest"]),
         "near duplicate": train["image_id"].map(near),
     }
     ways = pd.DataFrame(found)
@@ -145,15 +154,10 @@ def _relatives(images: pd.DataFrame, test: pd.DataFrame, neighbours: pd.DataFram
     )
 
 
-def _frozen(table: pd.DataFrame, info: dict[str, Any], then: pd.DataFrame, then_info: dict[str, Any]) -> pd.DataFrame:
-    """One row: the frozen test set then and now; it may differ only under a new number (splits.json: test_set.version)."""
-    digests = test_set_digest(then), test_set_digest(table)
-    versions = [int(said.get("test_set", {}).get("version", 1)) for said in (then_info, info)]
-    row = {
-        "earlier_digest": digests[0],
-        "digest": digests[1],
-        "earlier_version": versions[0],
-        "version": versions[1],
-        "in_order": digests[0] == digests[1] or versions[1] > versions[0],
-    }
-    return pd.DataFrame([row])
+def _frozen(tests: pd.DataFrame, earlier: dict[str, Any]) -> pd.DataFrame:
+    """One row for each earlier test set: what was said to be in it, and what is in it now."""
+    rows = [
+        {"version": said["version"], "earlier_digest": said["digest"], "digest": contracts.test_set_digest(tests, said["version"])}
+        for said in earlier["test_sets"]
+    ]
+    return pd.DataFrame([{**row, "in_order": row["digest"] == row["earlier_digest"]} for row in rows])
