@@ -2,13 +2,13 @@
 
 STEPS = (
     *("ingest", "validate", "segment", "split", "augment"),
-    *("train", "evaluate", "select", "explain"),
+    *("train", "evaluate", "select", "compare", "explain"),
     *("register", "promote", "notify"),
 )
 GATES = ("validate-splits", "validate-masks-and-plan", "validate-predictions")  # tasks of the validate step, beside it
 TASKS = (  # steps and gates: what reads an artifact comes after the artifact's gate
     *("ingest", "validate", "segment", "split", "validate-splits", "augment", "validate-masks-and-plan"),
-    *("train", "evaluate", "validate-predictions", "select", "explain"),
+    *("train", "evaluate", "validate-predictions", "select", "compare", "explain"),
     *("register", "promote", "notify"),
 )
 

@@ -7,6 +7,7 @@ Plan        plan.parquet (image_id, lesion_id, label, weight, view, symmetry), p
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
 History     history.parquet (one row an epoch), history.json
 Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
+Comparison  comparison.json (challenger against champion), champion.parquet (the champion's logits)
 Selection   selection.json (candidate, by validation only)
 Explanation explanation.json (numbers), attributions.parquet, pictures
 Registration registration.json (model, version, run, tags)
@@ -34,6 +35,7 @@ MODEL = "model"
 HISTORY = "history"
 EVALUATION = "evaluation"
 SELECTION = "selection"
+COMPARISON = "comparison"
 EXPLANATION = "explanation"
 REGISTRATION = "registration"
 DECISION = "decision"
@@ -46,10 +48,8 @@ SPLIT_COLUMNS = (
     *("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest"),
     *("split", "reason", "fold", "test_set"),
 )
-TEST_SET_COLUMNS = (
-    *("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest", "test_set"),
-    "in_dataset",
-)
+TEST_SET_COLUMNS = (*("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest", "test_set"), "in_dataset")
+DEVELOPED_ON = ("train", "validation")  # whoever was here must not judge the model
 LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
 
@@ -79,6 +79,17 @@ def read_splits(path: Path) -> pd.DataFrame:
 def read_test_sets(path: Path) -> pd.DataFrame:
     """TEST_SET_COLUMNS: every image that is or ever was in test. Test set n is all rows with `test_set` up to n."""
     return read_table(path, SPLITS, "test_sets.parquet")
+
+
+def seen_before(images: pd.DataFrame, splits: pd.DataFrame) -> pd.Series[bool]:
+    """Which images, by their bytes or their pixels, are in train or validation of a splits table, under whatever name.
+
+    Parameters
+    ----------
+    images: source_digest and pixel_digest of each.
+    """
+    developed = splits[splits["split"].isin(DEVELOPED_ON)]
+    return images["source_digest"].isin(developed["source_digest"]) | images["pixel_digest"].isin(developed["pixel_digest"])
 
 
 def test_set_digest(tests: pd.DataFrame, version: int) -> str:

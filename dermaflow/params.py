@@ -15,6 +15,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from dermaflow.architectures import ARCHITECTURES
+from dermaflow.artifacts import json_digest
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.yaml_files import parse_yaml
@@ -132,6 +133,11 @@ class SplitParams(Section):
         if self.folds and self.strategy == "random":
             raise ValueError("folds are by lesion; use strategy lesion, or folds 0")
         return self
+
+    @property
+    def question(self) -> str:
+        """Digest of what is asked of the split, whatever it goes on from."""
+        return json_digest(self.model_dump(mode="json", exclude={"previous"}))
 
 
 class AugmentParams(Section):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dermaflow.artifacts import ARTIFACT_FILE
 from dermaflow.errors import InputError
 
 if TYPE_CHECKING:
@@ -80,6 +81,36 @@ def find_version(client: MlflowClient, model: str, tag: str, value: str) -> Mode
     """The newest version of a model that carries a tag with this value, or None."""
     found = client.search_model_versions(f"name = '{model}' and tags.`{tag}` = '{value}'")
     return max(found, key=lambda version: int(version.version), default=None)
+
+
+def evidence(client: MlflowClient, version: ModelVersion, name: str, scratch: Path) -> Path:
+    """A folder of the evidence that was registered with a version, fetched into `scratch`.
+
+    Raises
+    ------
+    InputError
+        when it is not there.
+    """
+    from mlflow.exceptions import MlflowException
+
+    scratch.mkdir(parents=True, exist_ok=True)
+    run_id = version.tags.get(TAG + "mlflow_run_id", version.run_id)  # a champion is a copy: it names the candidate's run
+    try:
+        return Path(client.download_artifacts(run_id, f"{EVIDENCE_FOLDER}/{name}", str(scratch)))
+    except (MlflowException, OSError) as error:
+        raise InputError(
+            f"{version.name} version {version.version} has no evidence {name!r} in MLflow run {run_id}: {_first_line(error)}"
+        ) from error
+
+
+def model_artifact(version: ModelVersion, scratch: Path) -> Path:
+    """The Model artifact of a version, fetched into `scratch`; raises InputError when Dermaflow did not register it."""
+    import mlflow
+
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{version.name}/{version.version}", dst_path=str(scratch)))
+    for path in folder.rglob(ARTIFACT_FILE):
+        return path.parent
+    raise InputError(f"{version.name} version {version.version} was not registered by Dermaflow: it holds no Model artifact")
 
 
 def list_versions(client: MlflowClient) -> list[dict[str, Any]]:

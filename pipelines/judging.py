@@ -93,7 +93,6 @@ def judge(model: str, data: Path, params: Params) -> dict[str, Any]:
 
 
 def _download(named: re.Match[str], params: Params, scratch: Path) -> Path:
-    import mlflow
     from mlflow.exceptions import MlflowException
 
     from dermaflow import registry
@@ -110,7 +109,4 @@ def _download(named: re.Match[str], params: Params, scratch: Path) -> Path:
         raise InputError(
             f"MODEL {named[0]}: no such version in {params.register_.tracking_uri}; there are: {', '.join(known) or 'none'}"
         ) from error
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{found.name}/{found.version}", dst_path=str(scratch)))
-    for path in folder.rglob(ARTIFACT_FILE):
-        return path.parent
-    raise InputError(f"MODEL {named[0]} was not registered by Dermaflow: it holds no Model artifact")
+    return registry.model_artifact(found, scratch)

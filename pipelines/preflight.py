@@ -55,10 +55,13 @@ def arguments(params: Params) -> dict[str, Any]:
     """The pipeline's parameters: each section as JSON, and the digests that its caching follows."""
     from components.ingest.core import input_digest
     from pipelines.code import pipeline_digest
+    from pipelines.previous import earlier_splits
 
+    source_digest = input_digest(params.data, places.state() / "ingest")
     return {
         **default_arguments(params),
-        "source_digest": input_digest(params.data, places.state() / "ingest"),
+        "previous": earlier_splits(params, source_digest),
+        "source_digest": source_digest,
         "weights_digest": json.dumps(_weights_digests(params.train)),
         "pipeline_digest": pipeline_digest(),
         "commit": json.dumps(git_state()),
@@ -75,6 +78,7 @@ def default_arguments(params: Params) -> dict[str, Any]:
         "validate": params.validate_.to_json(),
         "segment": params.segment.to_json(),
         "split": params.split.to_json(),
+        "previous": "",
         "augment": params.augment.to_json(),
         "mixup": params.mixup.to_json(),
         "train": same_for_all.to_json(),
@@ -135,13 +139,17 @@ def _look_at_augmentation(params: Params) -> str:
 
 def _look_at_references(params: Params) -> str:
     found = []
-    for name, kind in (("reference", KIND), ("reference_splits", SPLITS)):
-        folder = getattr(params.validate_, name)
+    named = {
+        "validate.reference": (params.validate_.reference, KIND),
+        "validate.reference_splits": (params.validate_.reference_splits, SPLITS),
+        "split.previous": ("" if params.split.previous in ("auto", "none") else params.split.previous, SPLITS),
+    }
+    for name, (folder, kind) in named.items():
         if folder:
             try:
-                found.append(f"{folder} {open_artifact(Path(folder), kind).digest}")
+                found.append(f"{name} {folder} {open_artifact(Path(folder), kind).digest}")
             except InputError as error:
-                raise InputError(f"validate.{name}: {error}") from error
+                raise InputError(f"{name}: {error}") from error
     return ", ".join(found) or "none: no drift and no earlier test set is looked for"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from kfp import dsl
 
 from components.augment.component import augment as augment_step
+from components.compare.component import compare as compare_step
 from components.evaluate.component import evaluate as evaluate_step
 from components.explain.component import explain as explain_step
 from components.ingest.component import ingest as ingest_step
@@ -44,6 +45,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         validate: str = defaults["validate"],
         segment: str = defaults["segment"],
         split: str = defaults["split"],
+        previous: str = defaults["previous"],
         augment: str = defaults["augment"],
         mixup: str = defaults["mixup"],
         train: str = defaults["train"],
@@ -63,10 +65,11 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         """Each parameter is one section of params.yaml as JSON; the digests make caching follow content and code.
 
         1. ingest reads the source; validate is the gate that everything after it waits for.
-        2. segment finds the lesions; split parts them; augment plans what the trainer may draw. Splits, masks and plan
-           each pass a gate before anything reads them.
+        2. segment finds the lesions; split parts them, and keeps the sides of an earlier split; augment plans what the
+           trainer may draw. Splits, masks and plan each pass a gate before anything reads them.
         3. Each architecture is trained on its own GPU, and judged on validation and test; then a gate on the predictions.
-        4. select takes the candidate by validation alone; explain shows what it looks at.
+        4. select takes the candidate by validation alone; compare judges it and the champion on the same test images;
+           explain shows what it looks at.
         5. register creates the version and its evidence; promote applies the policy.
         6. Whatever happened, notify tells it.
         """
@@ -83,8 +86,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             segmented = segment_step(dataset=dataset, segment=segment, code=code_digest("segment")).after(validated)
             masks = segmented.set_display_name("Find the lesions").outputs["masks"]
 
-            parted = split_step(dataset=dataset, split=split, code=code_digest("split")).after(validated)
-            splits = parted.set_display_name("Split by lesion").outputs["splits"]
+            parted = split_step(dataset=dataset, split=split, previous=previous, code=code_digest("split"))
+            splits = parted.after(validated).set_display_name("Split by lesion").outputs["splits"]
 
             splits_checked = validate_splits(dataset=dataset, splits=splits, validate=validate, code=code_digest("validate"))
             splits_checked.set_display_name("Check the splits")
@@ -139,6 +142,11 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             selected.after(predictions_checked).set_display_name("Select by validation")
             candidate, evaluation = selected.outputs["candidate"], selected.outputs["evaluation"]
 
+            compared = compare_step(
+                dataset=dataset, splits=splits, masks=masks, evaluation=evaluation, evaluate=evaluate, register=register
+            )
+            compared.set_display_name("Compare with the champion")
+
             explained = explain_step(
                 dataset=dataset,
                 splits=splits,
@@ -162,10 +170,12 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                 model=candidate,
                 evaluation=evaluation,
                 selection=selected.outputs["selection"],
+                comparison=compared.outputs["comparison"],
                 explanation=explained.outputs["explanation"],
                 register=register,
                 params=params,
                 run_id=RUN_ID,
+                source_digest=source_digest,
                 pipeline_digest=pipeline_digest,
                 commit=commit,
             )
@@ -173,7 +183,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
 
             promoted = promote_step(
                 registration=registered.outputs["registration"],
-                evaluation=evaluation,
+                comparison=compared.outputs["comparison"],
                 promote=promote,
                 register=register,
                 policy=policy,
@@ -181,7 +191,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             )
             promoted.set_display_name("Promote or refuse")
 
-            for task in (registered, promoted):
+            for task in (compared, registered, promoted):
                 task.set_caching_options(enable_caching=False)
 
     return dermaflow

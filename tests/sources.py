@@ -167,9 +167,7 @@ def real_metadata() -> pd.DataFrame:
 
 def with_digests(manifest: pd.DataFrame) -> pd.DataFrame:
     """A manifest whose images have bytes and pixels of their own, as far as digests tell."""
-    return manifest.assign(
-        source_digest="bytes of " + manifest["image_id"], pixel_digest="pixels of " + manifest["image_id"]
-    )
+    return manifest.assign(source_digest="bytes of " + manifest["image_id"], pixel_digest="pixels of " + manifest["image_id"])
 
 
 def no_neighbours() -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dermaflow.policy import read_policy
 from dermaflow.progress import step
 
 with step("promote"):
-    options, params = step_arguments("promote", "Apply the promotion policy.", "registration", "evaluation", "decision")
+    options, params = step_arguments("promote", "Apply the promotion policy.", "registration", "comparison", "decision")
     told = read_policy(Path(params.promote.policy)), json.dumps(git_state())
     settings = params.promote, params.register_
-    promote(options.registration, options.evaluation, *told, *settings, options.decision)
+    promote(options.registration, options.comparison, *told, *settings, options.decision)

@@ -8,7 +8,7 @@ from dermaflow.images import REGISTRY
 @dsl.component(base_image=REGISTRY, install_kfp_package=False)
 def promote(
     registration: dsl.Input[dsl.Artifact],
-    evaluation: dsl.Input[dsl.Artifact],
+    comparison: dsl.Input[dsl.Artifact],
     promote: str,
     register: str,
     policy: str,
@@ -26,6 +26,6 @@ def promote(
     with step("promote"):
         settings = PromoteParams.from_json(promote), RegisterParams.from_json(register)
         info = work(
-            Path(registration.path), Path(evaluation.path), Policy.from_json(policy), commit, *settings, Path(decision.path)
+            Path(registration.path), Path(comparison.path), Policy.from_json(policy), commit, *settings, Path(decision.path)
         )
         decision.metadata.update(outcome=info["outcome"])

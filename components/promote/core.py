@@ -8,13 +8,10 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from components.promote.gates import Gate, judge
 from dermaflow import contracts, registry
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.errors import InputError
-from dermaflow.metrics import paired_difference
 from dermaflow.params import PromoteParams, RegisterParams
 from dermaflow.policy import Policy, policy_digest
 
@@ -23,13 +20,12 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 KEY_TAG = registry.TAG + "key"
-COMPARISON_REPLICATES = 2000
-COMPARISON_SEED = 20240101
+TEST_SET_TAG = registry.TAG + "test_set.digest"
 
 
 def promote(
     registration: Path,
-    evaluation: Path,
+    comparison: Path,
     policy: Policy,
     commit: str,
     params: PromoteParams,
@@ -40,7 +36,7 @@ def promote(
 
     Parameters
     ----------
-    registration, evaluation: artifacts of the candidate.
+    registration, comparison: artifacts of the candidate.
     commit: JSON of the code's commit and dirtiness.
 
     Returns
@@ -51,14 +47,20 @@ def promote(
     Raises
     ------
     InputError
-        when the registry does not answer.
+        when the registry does not answer, or there is another champion than the challenger was compared with.
     """
     info = contracts.read_info(registration, contracts.REGISTRATION)
     client = registry.connect(register.tracking_uri)
     champion = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
     same = champion is not None and champion.tags.get(KEY_TAG) == info["key"]
-    difference = None if champion is None or same else _difference(client, champion, evaluation, info["facts"])
-    gates = judge(info["facts"], json.loads(commit), difference, policy)
+    compared = contracts.read_info(comparison, contracts.COMPARISON)
+    if not same and compared["champion"] != _told(champion):
+        raise InputError(
+            f"the challenger was compared with champion {_name(compared['champion'])}, but the champion is now "
+            f"{_name(_told(champion))}; start the run again: only the comparison is made anew"
+        )
+    tested = _tested_before(client, info)
+    gates = judge(info["facts"], json.loads(commit), None if same else compared, tested, policy)
     outcome = _outcome(params.mode, gates, same=same)
     after = _copy_to_production(client, info, policy) if outcome == "promoted" else champion
     decision = {
@@ -90,20 +92,31 @@ def _outcome(mode: str, gates: list[Gate], *, same: bool) -> str:
     return "already_champion" if same else "promoted"
 
 
-def _difference(client: MlflowClient, champion: ModelVersion, evaluation: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Paired difference on the test images that both were judged on; undefined (None) where there are none."""
-    source = champion.tags.get(registry.TAG + "mlflow_run_id", champion.run_id)
+def _tested_before(client: MlflowClient, info: dict[str, Any]) -> dict[str, int]:
+    """Images of the candidate's train and validation parts that were in test of a registered version, by that version.
+
+    Random splits have no test set that counts. Each test set holds the earlier ones, so that equal digests are read once.
+    """
+    versions = client.search_model_versions(f"name = '{info['model']}'")
+    own = next(version for version in versions if int(version.version) == info["version"])
+    digests = {
+        version.tags.get(TEST_SET_TAG): version for version in sorted(versions, key=lambda version: int(version.version))
+    }
+    found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        folder = client.download_artifacts(source, f"{registry.EVIDENCE_FOLDER}/evaluation", scratch)
-        theirs = pd.read_parquet(Path(folder, "predictions.parquet"))
-    ours = contracts.read_predictions(evaluation)
-    ours, theirs = (table[table["split"] == "test"] for table in (ours, theirs))
-    shared = set(ours["image_id"]) & set(theirs["image_id"])
-    if not shared:
-        return {"estimate": None, "low": None, "high": None}
-    ours, theirs = (table[table["image_id"].isin(shared)] for table in (ours, theirs))
-    classes = facts["model"]["classes"]
-    return paired_difference(ours, theirs, classes, bootstrap=COMPARISON_REPLICATES, seed=COMPARISON_SEED)
+        ours = contracts.read_splits(registry.evidence(client, own, "splits", Path(scratch, "own")))
+        for number, (digest, version) in enumerate(digests.items()):
+            if digest is None or digest == "none":
+                continue
+            tests = contracts.read_test_sets(registry.evidence(client, version, "splits", Path(scratch, str(number))))
+            seen = int(contracts.seen_before(tests, ours).sum())
+            if seen:
+                found[f"{version.name} version {version.version}"] = seen
+    return found
+
+
+def _name(told: dict[str, Any] | None) -> str:
+    return f"version {told['version']}" if told else "none"
 
 
 def _copy_to_production(client: MlflowClient, info: dict[str, Any], policy: Policy) -> ModelVersion:

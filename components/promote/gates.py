@@ -27,14 +27,17 @@ class Gate:
         return asdict(self)
 
 
-def judge(facts: dict[str, Any], commit: dict[str, Any], difference: dict[str, Any] | None, policy: Policy) -> list[Gate]:
+def judge(
+    facts: dict[str, Any], commit: dict[str, Any], comparison: dict[str, Any] | None, tested: dict[str, int], policy: Policy
+) -> list[Gate]:
     """Every gate of the policy, in a fixed order.
 
     Parameters
     ----------
     facts: of the challenger, as its registration tells them.
     commit: `commit` and `dirty` of the code that ran.
-    difference: paired difference in balanced accuracy, challenger minus champion; None where there is no champion.
+    comparison: what comparison.json says; None where the challenger is the champion.
+    tested: images that it was trained on although they were in test of an earlier version, by that version.
     """
     leaks = facts["splits"]["leakage"]["all"]["with_relative_in_train"]
     error = facts["explanation"]["additivity"]["median"]
@@ -53,6 +56,12 @@ def judge(facts: dict[str, Any], commit: dict[str, Any], difference: dict[str, A
         ),
         _fact("lesion_split", holds=facts["promotable_split"], reason=facts["mark"] or "split by lesion"),
         _fact("leakage", holds=leaks == 0, reason=f"{leaks} test images have a relative in train"),
+        _fact(
+            "never_tested",
+            holds=not tested,
+            reason="; ".join(f"{count} of its training images were in test of {name}" for name, count in tested.items())
+            or "no training image was ever in test",
+        ),
         _fact(
             "trained_model",
             holds=not facts["pipeline_check"],
@@ -82,7 +91,7 @@ def judge(facts: dict[str, Any], commit: dict[str, Any], difference: dict[str, A
             "pass" if error is not None and error <= policy.max_additivity_error else "fail",
             "median relative error of the SHAP sums",
         ),
-        _against_champion(difference, policy.margin_to_champion),
+        _against_champion(comparison, policy.margin_to_champion),
     ]
 
 
@@ -100,15 +109,18 @@ def _at_least(name: str, value: dict[str, Any], minimum: Minimum) -> Gate:
     return Gate(name, value["estimate"], value["low"], value["high"], minimum.estimate, verdict, f"test {name}: {reason}")
 
 
-def _against_champion(difference: dict[str, Any] | None, margin: float) -> Gate:
+def _against_champion(comparison: dict[str, Any] | None, margin: float) -> Gate:
     name = "not_worse_than_champion"
-    if difference is None:
-        return Gate(name, None, None, None, -margin, "not_applicable", "there is no champion yet")
+    if comparison is None or comparison["champion"] is None:
+        reason = "it is the champion" if comparison is None else str(comparison["undefined"])
+        return Gate(name, None, None, None, -margin, "not_applicable", reason)
+    difference = comparison["difference"] or {"estimate": None, "low": None, "high": None}
     holds = difference["low"] is not None and difference["low"] >= -margin
-    reason = (
-        "paired difference in balanced accuracy on the same test images, low end "
-        + ("within" if holds else "beyond")
-        + " the margin"
+    left_out = sum(comparison["left_out"].values())
+    reason = comparison["undefined"] or (
+        f"paired difference in balanced accuracy on {comparison['images']} test images"
+        + (f" ({left_out} left out: one of the two was trained on them)" if left_out else "")
+        + f", low end {'within' if holds else 'beyond'} the margin"
     )
     return Gate(
         name, difference["estimate"], difference["low"], difference["high"], -margin, "pass" if holds else "fail", reason

@@ -15,6 +15,7 @@ with step("register"):
     told = {
         "params": params.model_dump_json(by_alias=True),
         "run_id": options.run_id,
+        "source_digest": "",
         "pipeline_digest": "",
         "commit": json.dumps(git_state()),
     }

@@ -18,10 +18,12 @@ def register(
     model: dsl.Input[dsl.Model],
     evaluation: dsl.Input[dsl.Artifact],
     selection: dsl.Input[dsl.Artifact],
+    comparison: dsl.Input[dsl.Artifact],
     explanation: dsl.Input[dsl.Artifact],
     register: str,
     params: str,
     run_id: str,
+    source_digest: str,
     pipeline_digest: str,
     commit: str,
     registration: dsl.Output[dsl.Artifact],
@@ -35,7 +37,8 @@ def register(
 
     with step("register"):
         found = (dataset, report, splits_report, masks_and_plan_report, predictions_report)
-        found += (masks, splits, plan, model, evaluation, selection, explanation)
-        evidence = core.Evidence(*(Path(item.path) for item in found), params, run_id, pipeline_digest, commit)
+        found += (masks, splits, plan, model, evaluation, selection, comparison, explanation)
+        told = (params, run_id, source_digest, pipeline_digest, commit)
+        evidence = core.Evidence(*(Path(item.path) for item in found), *told)
         info = core.register(evidence, RegisterParams.from_json(register), Path(registration.path))
         registration.metadata.update(model=info["model"], version=info["version"])

@@ -14,7 +14,7 @@ from dermaflow import contracts, registry
 from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.lineage import environment
-from dermaflow.params import RegisterParams
+from dermaflow.params import RegisterParams, SplitParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,9 +37,11 @@ class Evidence:
     model: Path
     evaluation: Path
     selection: Path
+    comparison: Path
     explanation: Path
     params: str
     run_id: str
+    source_digest: str
     pipeline_digest: str
     commit: str
 
@@ -105,7 +107,18 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
             "content_digest": dataset.content_digest,
             "layout_digest": dataset.info["layout_digest"],
         },
-        "splits": {key: splits[key] for key in ("digest", "algorithm", "strategy", "seed", "counts", "leakage")},
+        "splits": {
+            "artifact": open_artifact(evidence.splits, contracts.SPLITS).digest,
+            "question": SplitParams.from_json(json.dumps(params["split"])).question,
+            **{
+                key: splits[key]
+                for key in (
+                    *("digest", "algorithm", "strategy", "seed", "shares", "folds", "counts", "excluded"),
+                    *("leakage", "test_set", "previous"),
+                )
+            },
+        },
+        "comparison": contracts.read_info(evidence.comparison, contracts.COMPARISON),
         "plan_digest": open_artifact(evidence.plan, contracts.PLAN).digest,
         "masks": {key: masks.get(key) for key in ("algorithm", "mean_dice", "mean_dice_over_classes", "fallback_share")},
         "model": {
@@ -182,6 +195,7 @@ def _create_version(client: MlflowClient, evidence: Evidence, facts: dict[str, A
         "licence": facts["data"]["licence"],
         "params": json.loads(evidence.params),
         "run_id": evidence.run_id,
+        "source_digest": evidence.source_digest,
         "pipeline_digest": evidence.pipeline_digest,
         "git": json.loads(evidence.commit),
         "environment": environment(),
@@ -221,7 +235,7 @@ def _log_evidence(evidence: Evidence, bundle: dict[str, Any]) -> None:
         write_json(Path(scratch, "evidence.json"), bundle)
         mlflow.log_artifacts(scratch, folder)
     reports = ("report", "splits_report", "masks_and_plan_report", "predictions_report")
-    for name in (*reports, "evaluation", "selection", "explanation", "splits", "plan"):
+    for name in (*reports, "evaluation", "selection", "comparison", "explanation", "splits", "plan"):
         mlflow.log_artifacts(str(getattr(evidence, name)), f"{folder}/{name}")
     mlflow.log_artifact(str(evidence.dataset / "dataset.json"), f"{folder}/dataset")
     mlflow.log_artifact(str(evidence.masks / "masks.json"), f"{folder}/masks")
@@ -241,7 +255,14 @@ def _tags(bundle: dict[str, Any]) -> dict[str, str]:
         "data.dvc_revision": bundle["data"]["dvc_revision"],
         "data.images": bundle["data"]["counts"]["images"],
         "data.lesions": bundle["data"]["counts"]["lesions"],
+        "data.source": bundle["params"]["data"]["source"],
+        "data.source_digest": bundle["source_digest"],
         "splits.digest": bundle["splits"]["digest"],
+        "splits.artifact": bundle["splits"]["artifact"],
+        "splits.question": bundle["splits"]["question"],
+        "splits.previous": bundle["splits"]["previous"]["digest"] if bundle["splits"]["previous"] else None,
+        "test_set.version": bundle["splits"]["test_set"]["version"] if bundle["promotable_split"] else None,
+        "test_set.digest": bundle["splits"]["test_set"]["digest"] if bundle["promotable_split"] else None,
         "plan.digest": bundle["plan_digest"],
         "params.digest": bundle["params_digest"],
         "pipeline.digest": bundle["pipeline_digest"],

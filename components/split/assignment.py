@@ -22,9 +22,7 @@ MANIFEST_COLUMNS = ("image_id", "lesion_id", "label", *DIGESTS)
 _BY_RANK = {rank: name for name, rank in PROTECTION.items()}
 
 
-def assign(
-    manifest: pd.DataFrame, neighbours: pd.DataFrame, params: SplitParams, memory: Memory | None = None
-) -> pd.DataFrame:
+def assign(manifest: pd.DataFrame, neighbours: pd.DataFrame, params: SplitParams, memory: Memory | None = None) -> pd.DataFrame:
     """Assign every image of a manifest to a side.
 
     Within each class, groups are taken from large to small, in the order of a hash of (seed, group), and each goes to
@@ -61,7 +59,7 @@ def assign(
     for _, members in table.groupby(class_of, sort=True):
         newcomers = members[fresh[members.index]]
         sizes = newcomers.groupby("group_id").size()
-        filled = members["split"].value_counts().reindex(SPLIT_NAMES, fill_value=0).to_numpy(np.float64)
+        filled = np.array([(members["split"] == name).sum() for name in SPLIT_NAMES], np.float64)
         chosen = _rounded(sizes, shares, params.seed) if by_image else spread(sizes, shares, str(params.seed), filled)
         table.loc[newcomers.index, "split"] = [SPLIT_NAMES[chosen[group]] for group in newcomers["group_id"]]
     table["fold"] = _folds(table, class_of, params, memory)
@@ -175,14 +173,13 @@ def _folds(table: pd.DataFrame, class_of: pd.Series[str], params: SplitParams, m
 
 def _test_sets(table: pd.DataFrame, memory: Memory | None) -> npt.NDArray[np.int64]:
     """Number of the test set with which each test image came in; 0 elsewhere. Images that came in now share one number."""
-    in_test = table["split"] == "test"
-    members = table.loc[in_test, ["image_id", "source_digest"]]
-    numbers = pd.Series(np.zeros(len(table), np.int64), index=table.index)
-    if memory is None:
-        return numbers.where(~in_test, 1).to_numpy()
-    came = members.merge(memory.tests[["image_id", "source_digest", "test_set"]], how="left")["test_set"]
-    numbers[in_test] = came.fillna(memory.number + 1).to_numpy(np.int64)
-    return numbers.to_numpy()
+    in_test = (table["split"] == "test").to_numpy()
+    numbers = in_test.astype(np.int64)
+    if memory is not None:
+        members = table.loc[in_test, ["image_id", "source_digest"]]
+        came = members.merge(memory.tests[["image_id", "source_digest", "test_set"]], how="left")["test_set"]
+        numbers[in_test] = came.fillna(memory.number + 1)
+    return numbers
 
 
 def _hash(text: str) -> bytes:

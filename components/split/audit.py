@@ -39,28 +39,24 @@ def leakage(table: pd.DataFrame, neighbours: pd.DataFrame, parents: pd.Series[st
     """
     originals = table["image_id"] if parents is None else parents.set_axis(table.index)
     in_train, is_test = table["split"] == "train", table["split"] == "test"
-    ends = pd.concat(
-        [neighbours[["image_a", "image_b"]].set_axis(["image_id", "other"], axis=1)]
-        + [neighbours[["image_b", "image_a"]].set_axis(["image_id", "other"], axis=1)]
-    )
+    pairs = neighbours[["image_a", "image_b"]].to_numpy()
+    ends = pd.DataFrame(np.concatenate([pairs, pairs[:, ::-1]]), columns=["image_id", "other"])
     found = pd.DataFrame(
         {
             "same_lesion": table["lesion_id"].isin(table.loc[in_train, "lesion_id"]),
-            "near_duplicate": table["image_id"].isin(
-                ends.loc[ends["other"].isin(table.loc[in_train, "image_id"]), "image_id"]
-            ),
+            "near_duplicate": table["image_id"].isin(ends.loc[ends["other"].isin(table.loc[in_train, "image_id"]), "image_id"]),
             "augmented": originals.isin(originals[in_train]),
         }
     )
     found["with_relative_in_train"] = found.any(axis=1)
     by_chance = _by_chance(_relatives(table, ends), table["split"])
     audit: dict[str, dict[str, Any]] = {}
-    for name in ("all", *sorted(set(table.loc[is_test, "label"]))):
-        rows = is_test if name == "all" else is_test & (table["label"] == name)
-        of_class = slice(None) if name == "all" else (table["label"] == name).to_numpy()
-        counts = {kind: int(found.loc[rows, kind].sum()) for kind in found}
+    for name in ("all", *sorted(set(table.loc[is_test, "label"].astype(str)))):
+        of_class = np.ones(len(table), np.bool_) if name == "all" else (table["label"] == name).to_numpy()
+        rows = is_test.to_numpy() & of_class
+        counts = {str(kind): int(values.to_numpy()[rows].sum()) for kind, values in found.items()}
         images = int(rows.sum())
-        audit[str(name)] = {
+        audit[name] = {
             "test_images": images,
             **counts,
             "share": counts["with_relative_in_train"] / max(images, 1),

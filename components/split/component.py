@@ -6,8 +6,9 @@ from dermaflow.images import DATA
 
 
 @dsl.component(base_image=DATA, install_kfp_package=False)
-def split(dataset: dsl.Input[dsl.Dataset], split: str, code: str, splits: dsl.Output[dsl.Artifact]) -> None:
-    """Assign lesions to train, validation and test, stratified by class and group size."""
+def split(dataset: dsl.Input[dsl.Dataset], split: str, previous: str, code: str, splits: dsl.Output[dsl.Artifact]) -> None:
+    """Assign lesions to train, validation and test, stratified by class and group size; keep the sides of earlier splits."""
+    import json
     from pathlib import Path
 
     from components.split.core import split as work
@@ -15,5 +16,6 @@ def split(dataset: dsl.Input[dsl.Dataset], split: str, code: str, splits: dsl.Ou
     from dermaflow.progress import step
 
     with step("split"):
-        info = work(Path(dataset.path), SplitParams.from_json(split), Path(splits.path))
+        earlier = Path(json.loads(previous)["folder"]) if previous else None
+        info = work(Path(dataset.path), SplitParams.from_json(split), Path(splits.path), earlier)
         splits.metadata.update(digest=info["digest"], promotable=info["promotable"])

@@ -46,7 +46,8 @@ def test_every_artifact_lies_under_its_step(finished_run: Path):
         "segment/masks/masks.parquet", "split/splits/splits.parquet", "augment/plan/plan.parquet",
         "train-cnn/model/model.keras", "train-resnet50/history/history.parquet",
         "evaluate-xception/evaluation/predictions.parquet", "select/selection/selection.json",
-        "explain/explanation/gallery.png", "register/registration/registration.json",
+        "explain/explanation/gallery.png", "compare/comparison/comparison.json", "split/splits/leakage.png",
+        "register/registration/registration.json",
         "promote/decision/decision.json", "notify/notification/notification.json", "report.html", "run.log",
     }  # fmt: skip
     assert {name for name in expected if not (finished_run / name).exists()} == set()
@@ -81,7 +82,7 @@ def test_a_second_run_trains_nothing_and_registers_nothing_new(finished: Finishe
     started = time.monotonic()
     again = workspace.json("run", "--profile", "phantom", *sets(*TINY))
     cached = {task["task"]: task["cached"] for task in again["tasks"]}
-    assert {task for task, hit in cached.items() if not hit} == {"register", "promote", "notify"}
+    assert {task for task, hit in cached.items() if not hit} == {"compare", "register", "promote", "notify"}
     assert again["candidate"]["version"] == first["candidate"]["version"]
     assert again["run_id"] != first["run_id"]
     assert (workspace.path / "runs/latest/train-cnn/model/model.keras").exists()

@@ -19,7 +19,7 @@ from pipelines.graph import compile_to, tasks
 from tests.sources import ROOT
 
 LIGHT = ("tensorflow", "keras", "great_expectations", "cv2", "mlflow", "shap", "sklearn", "matplotlib")
-NEVER_CACHED = {"register", "promote", "notify"}
+NEVER_CACHED = {"compare", "register", "promote", "notify"}
 UPSTREAM = {  # what a step must wait for: the gate before everything, the split before augmentation, truth before claims
     "validate": {"ingest"},
     "segment": {"ingest", "validate"},
@@ -75,7 +75,7 @@ def default_of(spec, name):
 
 def test_every_task_is_in_it_once(listed, spec):
     assert sorted(listed) == sorted(TASKS)
-    assert len(TASKS) == len(spec["deploymentSpec"]["executors"]) == 15
+    assert len(TASKS) == len(spec["deploymentSpec"]["executors"]) == 16
 
 
 def test_every_training_asks_for_a_gpu_and_nothing_else_does(listed, spec):
@@ -316,7 +316,7 @@ def test_each_task_has_a_component_and_a_command(task):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_component_is_thin(step):
     for path in (ROOT / "components" / step).rglob("component.py"):
-        assert len(path.read_text().splitlines()) <= 41, path  # register's signature alone has 17 lines
+        assert len(path.read_text().splitlines()) <= 44, path  # register's signature alone has 19 lines
 
 
 def test_the_steps_are_the_folders_there_are():

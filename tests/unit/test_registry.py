@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from components.compare.core import compare
 from components.promote.core import promote
 from components.register.core import Evidence, register
 from dermaflow import contracts, registry
-from dermaflow.artifacts import new_artifact, read_json
+from dermaflow.artifacts import new_artifact, read_json, write_json
 from dermaflow.dataset import Dataset
-from dermaflow.params import PromoteParams, RegisterParams, load_params
+from dermaflow.errors import InputError
+from dermaflow.params import EvaluateParams, PromoteParams, RegisterParams, load_params
 from dermaflow.policy import Minimum, Policy, read_policy
 from tests.workspace import ROOT
 
 COMMIT = json.dumps({"commit": "0" * 40, "dirty": False})
+EVALUATE = EvaluateParams(bootstrap=200, seed=20240101)
 LENIENT = Minimum(estimate=0.0)
 
 
@@ -34,9 +37,10 @@ def evidence(finished_run: Path) -> Evidence:
              "masks_and_plan_report": "validate-masks-and-plan/report",
              "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
              "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
-             "selection": "select/selection", "explanation": "explain/explanation"}  # fmt: skip
+             "selection": "select/selection", "comparison": "compare/comparison",
+             "explanation": "explain/explanation"}  # fmt: skip
     params = read_json(finished_run / "request.json")["arguments"]["params"]
-    told = {"params": params, "run_id": "a-run", "pipeline_digest": "sha256:0", "commit": COMMIT}
+    told = {"params": params, "run_id": "a-run", "source_digest": "sha256:1", "pipeline_digest": "sha256:0", "commit": COMMIT}
     return Evidence(**{name: finished_run / place for name, place in steps.items()}, **told)
 
 
@@ -50,8 +54,10 @@ def lenient() -> Policy:
 def decide(
     evidence: Evidence, registration: Path, policy: Policy, settings: RegisterParams, target: Path, mode: str = "enabled"
 ) -> dict:
+    comparison = target.with_name(f"{target.name}-comparison")
+    compare(evidence.dataset, evidence.splits, evidence.masks, evidence.evaluation, EVALUATE, settings, comparison)
     params = PromoteParams(mode=mode, policy="test")
-    return promote(registration, evidence.evaluation, policy, COMMIT, params, settings, target)
+    return promote(registration, comparison, policy, COMMIT, params, settings, target)
 
 
 def test_a_version_carries_its_lineage_card_and_evidence(evidence: Evidence, settings: RegisterParams, tmp_path: Path):
@@ -144,17 +150,71 @@ def test_disabled_promotion_is_told(evidence: Evidence, settings: RegisterParams
 def test_a_challenger_is_compared_with_the_champion(
     evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path, right: float, outcome: str
 ):
-    half = answering(evidence, tmp_path / "half", right=0.5)
-    register(half, settings, tmp_path / "first")
-    assert decide(half, tmp_path / "first", lenient, settings, tmp_path / "d1")["outcome"] == "promoted"
+    register(evidence, settings, tmp_path / "first")
+    assert decide(evidence, tmp_path / "first", lenient, settings, tmp_path / "d1")["outcome"] == "promoted"
     challenger = answering(evidence, tmp_path / "other", right=right)
     register(challenger, settings, tmp_path / "second")
     decision = decide(challenger, tmp_path / "second", lenient, settings, tmp_path / "d2")
     assert decision["outcome"] == outcome
     gate = next(gate for gate in decision["gates"] if gate["name"] == "not_worse_than_champion")
-    assert (gate["high"] < 0) == (outcome == "refused")
+    assert (gate["estimate"] < 0) == (outcome == "refused")
+    assert "test images, low end" in gate["reason"]
     assert decision["champion_before"] == {"name": "dermaflow", "version": 1}
     assert decision["champion_after"]["version"] == (2 if outcome == "promoted" else 1)
+
+
+def with_sides_swapped(evidence: Evidence, target: Path, count: int) -> Evidence:
+    """The evidence of a model whose splits had the first `count` test images in train, under other names."""
+    table, tests = contracts.read_splits(evidence.splits), contracts.read_test_sets(evidence.splits)
+    moved = table.index[table["split"] == "test"][:count]
+    table.loc[moved, "split"] = "train"
+    table.loc[moved, "image_id"] = "other_" + table.loc[moved, "image_id"]
+    with new_artifact(target, contracts.SPLITS) as folder:
+        shutil.copytree(evidence.splits, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
+        table.to_parquet(folder / "splits.parquet")
+        tests.iloc[count:].to_parquet(folder / "test_sets.parquet")
+        info = contracts.read_info(evidence.splits, contracts.SPLITS)
+        info["test_set"]["digest"] = contracts.test_set_digest(tests.iloc[count:], 1)
+        write_json(folder / "splits.json", {**info, "digest": "sha256:swapped"})
+    return replace(evidence, splits=target)
+
+
+def test_test_images_that_the_champion_was_trained_on_are_left_out_whatever_their_name(
+    evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path
+):
+    first = with_sides_swapped(evidence, tmp_path / "splits", count=3)
+    register(first, settings, tmp_path / "first")
+    target = tmp_path / "c1"
+    compare(first.dataset, evidence.splits, first.masks, first.evaluation, EVALUATE, settings, target)
+    assert contracts.read_info(target, contracts.COMPARISON)["champion"] is None
+    params = PromoteParams(mode="enabled", policy="test")
+    assert promote(tmp_path / "first", target, lenient, COMMIT, params, settings, tmp_path / "d1")["outcome"] == "promoted"
+
+    told = compare(evidence.dataset, evidence.splits, evidence.masks, evidence.evaluation, EVALUATE, settings, tmp_path / "c2")
+    test = contracts.read_info(evidence.splits, contracts.SPLITS)["test_set"]
+    assert told["left_out"] == {"champion": 3, "challenger": 0}
+    assert told["images"] == test["images"] - 3
+    assert told["test_set"] == test
+    assert told["difference"]["estimate"] == 0, "the same model on both sides"
+    register(evidence, settings, tmp_path / "second")
+    with pytest.raises(
+        InputError, match=r"compared with champion none, but the champion is now version 1; start the run again"
+    ):
+        promote(tmp_path / "second", target, lenient, COMMIT, params, settings, tmp_path / "d2")
+
+
+def test_a_model_that_was_trained_on_what_was_in_test_of_an_earlier_version_is_refused(
+    evidence: Evidence, settings: RegisterParams, lenient: Policy, tmp_path: Path
+):
+    register(evidence, settings, tmp_path / "first")
+    later = with_sides_swapped(evidence, tmp_path / "splits", count=2)
+    register(later, settings, tmp_path / "second")
+    compare(later.dataset, evidence.splits, later.masks, later.evaluation, EVALUATE, settings, tmp_path / "c")
+    params = PromoteParams(mode="enabled", policy="test")
+    decision = promote(tmp_path / "second", tmp_path / "c", lenient, COMMIT, params, settings, tmp_path / "d")
+    assert decision["refused_by"] == ["never_tested"]
+    gate = next(gate for gate in decision["gates"] if gate["name"] == "never_tested")
+    assert gate["reason"] == "2 of its training images were in test of dermaflow-candidate version 1"
 
 
 def answering(evidence: Evidence, target: Path, right: float) -> Evidence:

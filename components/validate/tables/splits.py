@@ -156,8 +156,6 @@ def _relatives(images: pd.DataFrame, test: pd.DataFrame, neighbours: pd.DataFram
 
 def _frozen(tests: pd.DataFrame, earlier: dict[str, Any]) -> pd.DataFrame:
     """One row for each earlier test set: what was said to be in it, and what is in it now."""
-    rows = [
-        {"version": said["version"], "earlier_digest": said["digest"], "digest": contracts.test_set_digest(tests, said["version"])}
-        for said in earlier["test_sets"]
-    ]
-    return pd.DataFrame([{**row, "in_order": row["digest"] == row["earlier_digest"]} for row in rows])
+    rows = pd.DataFrame([{"version": said["version"], "earlier_digest": said["digest"]} for said in earlier["test_sets"]])
+    rows["digest"] = [contracts.test_set_digest(tests, version) for version in rows["version"]]
+    return rows.assign(in_order=rows["digest"] == rows["earlier_digest"])
