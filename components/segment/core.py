@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from components.segment.gallery import draw_gallery
@@ -20,12 +21,15 @@ from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.contracts import MASKS
 from dermaflow.dataset import Dataset
 from dermaflow.errors import GateError
+from dermaflow.metrics import LEVEL, mean_over_images
 from dermaflow.params import SegmentParams
 from dermaflow.progress import progress
 
 __all__ = ["LesionMask", "lesion_mask", "overlap", "segment"]
 
-_BATCH = 128  # images in memory at once: 20 MB at 224 pixels
+_RESAMPLES, _SEED = 1000, 20240101  # of lesions, for the intervals
+_BATCH = 128  # images in a process's memory at once: 20 MB at 224 pixels
+_WORTH_A_FORK = 512  # images
 
 
 def segment(dataset_path: Path, params: SegmentParams, target: Path) -> dict[str, Any]:
@@ -68,29 +72,77 @@ def overlap(mask: Image, truth: Image) -> tuple[float, float]:
 
 
 def _write_masks(dataset: Dataset, params: SegmentParams, folder: Path) -> pd.DataFrame:
-    """Write a mask shard for each image shard; returns masks.parquet, in the order of the manifest."""
+    """Write a mask shard for each image shard; returns masks.parquet, in the order of the manifest.
+
+    Many images are shared out among processes, one a core: the steps on one image are too short for threads, which
+    hold the interpreter's lock for most of them. The processes are forked: they read shards and run OpenCV, nothing else.
+    """
     side, total = dataset.image_size, len(dataset.manifest)
-    places, has_truth = dataset.manifest["row"].to_numpy(), dataset.manifest["has_truth"].to_numpy()
+    has_truth = dataset.manifest["has_truth"].to_numpy()
+    portions = []
+    for shard in dataset.shards:
+        rows = dataset.shard_rows(shard)
+        shape = (dataset.shard_length(shard), side, side)  # places without a row keep an empty mask
+        np.lib.format.open_memmap(folder / f"mask-{shard:05d}.npy", mode="w+", dtype=np.uint8, shape=shape).flush()
+        portions += [_Portion(shard, rows[start : start + _BATCH]) for start in range(0, len(rows), _BATCH)]
+    work = partial(_mask_portion, dataset=dataset, params=params, folder=folder, has_truth=has_truth)
     records: list[dict[str, Any]] = [{}] * total
     done = 0
-    with _one_opencv_thread(), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        for shard in dataset.shards:
-            rows = dataset.shard_rows(shard)
-            path = folder / f"mask-{shard:05d}.npy"
-            shape = (dataset.shard_length(shard), side, side)  # places without a row keep an empty mask
-            masks = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-            for start in range(0, len(rows), _BATCH):
-                batch = rows[start : start + _BATCH]
-                found = list(pool.map(partial(lesion_mask, params=params), dataset.images(batch)))
-                masks[places[batch]] = np.stack([lesion.mask for lesion in found])
-                for row, lesion, truth in zip(batch, found, dataset.truth(batch), strict=True):
-                    records[row] = _record(lesion, truth if has_truth[row] else None)
-                done += len(batch)
-                progress("segmenting", done, total)
-            masks.flush()
+    with _one_opencv_thread():
+        for portion, found in zip(portions, _on_all_cores(work, portions, total), strict=True):
+            for row, record in zip(portion.rows, found, strict=True):
+                records[row] = record
+            done += len(found)
+            progress("segmenting", done, total)
     table = pd.DataFrame.from_records(records)
     table.insert(0, "image_id", dataset.manifest["image_id"].to_numpy())
     return table
+
+
+class _Portion(NamedTuple):
+    """Some images of a shard: their manifest rows."""
+
+    shard: int
+    rows: npt.NDArray[np.int64]
+
+
+def _mask_portion(
+    portion: _Portion, dataset: Dataset, params: SegmentParams, folder: Path, has_truth: npt.NDArray[np.bool_]
+) -> list[dict[str, Any]]:
+    """Find and write the masks of a portion; returns what masks.parquet says of each."""
+    masks = np.load(folder / f"mask-{portion.shard:05d}.npy", mmap_mode="r+")
+    found = [lesion_mask(image, params) for image in dataset.images(portion.rows)]
+    masks[dataset.manifest["row"].to_numpy()[portion.rows]] = np.stack([lesion.mask for lesion in found])
+    masks.flush()
+    truths = dataset.truth(portion.rows)
+    return [
+        _record(lesion, truth if has_truth[row] else None)
+        for row, lesion, truth in zip(portion.rows, found, truths, strict=True)
+    ]
+
+
+_work: Callable[[_Portion], list[dict[str, Any]]]  # of a forked process: inherited, since a pipe would copy every shard
+
+
+def _begin(work: Callable[[_Portion], list[dict[str, Any]]]) -> None:
+    global _work  # noqa: PLW0603 - one for each forked process, which has no other work
+    _work = work
+
+
+def _carry_out(portion: _Portion) -> list[dict[str, Any]]:
+    return _work(portion)
+
+
+def _on_all_cores(
+    work: Callable[[_Portion], list[dict[str, Any]]], portions: list[_Portion], images: int
+) -> Iterator[list[dict[str, Any]]]:
+    """`map` over all cores; in this process where there is one core, or too few images to be worth a fork."""
+    cores = len(os.sched_getaffinity(0))
+    if cores == 1 or images < _WORTH_A_FORK:
+        yield from map(work, portions)
+        return
+    with multiprocessing.get_context("fork").Pool(cores, _begin, (work,)) as pool:
+        yield from pool.imap(_carry_out, portions)
 
 
 def _record(lesion: LesionMask, truth: Image | None) -> dict[str, Any]:
@@ -107,26 +159,36 @@ def _record(lesion: LesionMask, truth: Image | None) -> dict[str, Any]:
 
 def _summary(dataset: Dataset, table: pd.DataFrame, params: SegmentParams) -> dict[str, Any]:
     """What masks.json says; None, not NaN, where there is nothing to average."""
-    labels = dataset.manifest["label"].to_numpy()
-    per_class = {name: _averages(table[labels == name]) for name in dataset.classes}
+    labels, lesions = dataset.manifest["label"].to_numpy(), dataset.manifest["lesion_id"]
+    per_class = {name: _averages(table[labels == name], lesions) for name in dataset.classes}
     return {
         "algorithm": {"name": ALGORITHM, "version": ALGORITHM_VERSION},
         "params": params.model_dump(mode="json"),
         "dataset": dataset.version,
         "synthetic": dataset.synthetic,
-        **_averages(table),
+        "interval": {"level": LEVEL, "unit": "lesion", "replicates": _RESAMPLES, "seed": _SEED},
+        **_averages(table, lesions),
         "mean_dice_over_classes": _mean([values["mean_dice"] for values in per_class.values()]),
         "mean_jaccard_over_classes": _mean([values["mean_jaccard"] for values in per_class.values()]),
         "classes": per_class,
     }
 
 
-def _averages(table: pd.DataFrame) -> dict[str, Any]:
+def _averages(table: pd.DataFrame, lesions: pd.Series[str]) -> dict[str, Any]:
+    judged = table[table["dice"].notna()]
+    of_judged = lesions[judged.index]
+    dice, jaccard = (
+        mean_over_images(judged[name].to_numpy(np.float64), of_judged, bootstrap=_RESAMPLES, seed=_SEED)
+        for name in ("dice", "jaccard")
+    )
     return {
         "n_images": len(table),
-        "n_with_truth": int(table["dice"].notna().sum()),
-        "mean_dice": _mean(table["dice"].dropna().tolist()),
-        "mean_jaccard": _mean(table["jaccard"].dropna().tolist()),
+        "n_with_truth": len(judged),
+        "mean_dice": dice["estimate"],
+        "dice_interval": [dice["low"], dice["high"]],
+        "mean_jaccard": jaccard["estimate"],
+        "jaccard_interval": [jaccard["low"], jaccard["high"]],
+        "mean_dice_without_fallback": _mean(judged.loc[~judged["fallback"], "dice"].tolist()),
         "fallback_share": _mean(table["fallback"].tolist()),
     }
 
@@ -150,7 +212,7 @@ def _refuse_poor_masks(info: dict[str, Any], table: pd.DataFrame, params: Segmen
 
 @contextmanager
 def _one_opencv_thread() -> Iterator[None]:
-    """Images are worked on in parallel; OpenCV's own threads would only compete with that."""
+    """Images are worked on in parallel; OpenCV's own threads would only compete with that, and do not outlive a fork."""
     before = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

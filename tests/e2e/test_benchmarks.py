@@ -34,3 +34,10 @@ def test_growth_writes_and_pushes_only_what_is_new(phantoms: Path):
     assert told["new_array_files"] == ["shard-00001.npy", "signature-00001.npy"]
     assert told["rewritten_array_files"] == []
     assert told["pushed_bytes"]["growth"] < told["new_array_bytes"] + 1_000_000
+
+
+def test_segmentation_is_compared_with_the_plain_recipe(phantoms: Path):
+    told = measured("segment", "--source", str(phantoms), "--plain", "4")
+    assert told["halves"]["all"]["images"] == 84
+    assert told["halves"]["tuned half"]["images"] + told["halves"]["untouched half"]["images"] == 84
+    assert 0.5 < told["figures"]["mean Dice, untouched half"] <= 1

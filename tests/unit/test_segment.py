@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from sklearn.cluster import KMeans
 
-from components.segment import kmeans_mask
+from components.segment import core, kmeans_mask
 from components.segment.core import lesion_mask, overlap, segment
 from components.segment.kmeans_mask import two_means
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
@@ -226,6 +226,11 @@ def test_the_figures_are_means_of_the_table(masked):
     assert read_info(masks, MASKS) == info
     assert (info["n_images"], info["n_with_truth"], info["fallback_share"]) == (7, 6, 0.0)
     assert math.isclose(info["mean_dice"], table["dice"].mean())
+    for values in (info, *info["classes"].values()):
+        for name in ("dice", "jaccard"):
+            low, high = values[f"{name}_interval"]
+            assert 0 <= low <= values[f"mean_{name}"] <= high <= 1
+    assert math.isclose(info["mean_dice_without_fallback"], table.loc[~table["fallback"], "dice"].mean())
     assert math.isclose(info["mean_jaccard"], table["jaccard"].mean())
     assert math.isclose(info["mean_dice_over_classes"], by_class.mean())
     assert {name: values["mean_dice"] for name, values in info["classes"].items()} == pytest.approx(by_class.to_dict())
@@ -246,6 +251,14 @@ def test_the_same_images_give_the_same_bytes_and_progress_is_told(masked, tmp_pa
     assert open_artifact(tmp_path / "again", MASKS).digest == open_artifact(masked[1], MASKS).digest
     last = json.loads(capfd.readouterr().err.strip().splitlines()[-1].split(" ", 1)[1])
     assert last == {"event": "progress", "text": "segmenting", "done": 7, "total": 7}
+
+
+def test_forked_processes_write_the_same_bytes(masked, tmp_path, monkeypatch):
+    monkeypatch.setattr(core, "_WORTH_A_FORK", 1)
+    monkeypatch.setattr(core, "_BATCH", 2)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2})
+    segment(masked[0].artifact.path, PARAMS, tmp_path / "again")
+    assert open_artifact(tmp_path / "again", MASKS).digest == open_artifact(masked[1], MASKS).digest
 
 
 def test_without_expert_masks_there_are_masks_but_no_figures(tmp_path):
