@@ -98,7 +98,9 @@ def draw_leakage(audit: dict[str, dict[str, Any]], strategy: str, path: Path) ->
     for place, (kind, label, colour) in enumerate(zip(bars, labels, (*_COLOURS, _ANY, _RANDOM), strict=True)):
         shares = [_share(audit[name], kind) for name in names]
         at = np.arange(len(names)) + (place - (len(bars) - 1) / 2) * height
-        axes.barh(at, shares, height * 0.9, color=colour, label=label)
+        drawn = axes.barh(at, shares, height * 0.9, color=colour, label=label)
+        if kind == "with_relative_in_train":  # a bar of nothing is not seen
+            axes.bar_label(drawn, [f"{audit[name][kind]:,}" for name in names], padding=3, size=8)
     axes.set(xlim=(0, 1), yticks=np.arange(len(names)), xlabel="share of the class's test images with a relative in train")
     axes.set_yticklabels([f"{name} (n = {audit[name]['test_images']:,})" for name in names])
     axes.invert_yaxis()
