@@ -59,7 +59,8 @@ def judged(dataset: Path, folder: Path) -> tuple[str, bool]:
     figure = (
         f"largest deviation {100 * off:.2f} points; {own} of {ours['leakage']['all']['test_images']} test images with a "
         f"relative in train; random split: {random:.1%} (melanoma {melanoma:.1%}) over five seeds, expected "
-        f"{expected['all']:.1%} ({expected['mel']:.1%}); grown: sides kept {kept}, test sets {numbers}, never trained on {never}; same bytes {same}"
+        f"{expected['all']:.1%} ({expected['mel']:.1%}); grown: sides kept {kept}, test sets {numbers}, never trained on "
+        f"{never}; same bytes {same}"
     )
     about = abs(random - 0.385) < 0.02 and abs(melanoma - 0.68) < 0.04
     return figure, off < 0.01 and own == 0 and about and kept and never and same and numbers == [1, 2]
