@@ -3,7 +3,7 @@
 Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
             (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
 Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
-Plan        plan.parquet (image_id, lesion_id, label, weight, view, symmetry), plan.json: train rows only
+Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
 History     history.parquet (one row an epoch), history.json
 Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
@@ -18,6 +18,7 @@ Notification notification.json (how the run ended)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,25 @@ def read_info(path: Path, kind: str) -> dict[str, Any]:
     return info
 
 
+@dataclass(frozen=True)
+class TrainRows:
+    """Rows of a splits table that are in train, and nothing else: what may be drawn, changed and mixed."""
+
+    table: pd.DataFrame
+
+    def __post_init__(self) -> None:
+        """Refuse any other row."""
+        others = self.table[self.table["split"] != "train"]
+        if len(others):
+            first = others.iloc[0]
+            raise ValueError(f"{first['image_id']} is in {first['split']}: only train rows may be drawn")
+
+    @classmethod
+    def of(cls, splits: pd.DataFrame) -> TrainRows:
+        """The train rows of a splits table."""
+        return cls(splits[splits["split"] == "train"])
+
+
 def read_splits(path: Path) -> pd.DataFrame:
     """SPLIT_COLUMNS: one row an image.
 
@@ -99,7 +119,7 @@ def test_set_digest(tests: pd.DataFrame, version: int) -> str:
 
 
 def read_plan(path: Path) -> pd.DataFrame:
-    """image_id, lesion_id, label, weight, view, symmetry: what the trainer may draw; train rows only."""
+    """image_id, lesion_id, label, weight, partner_weight, view, symmetry: what the trainer may draw; train rows only."""
     return read_table(path, PLAN, "plan.parquet")
 
 

@@ -141,20 +141,32 @@ class SplitParams(Section):
 
 
 class AugmentParams(Section):
-    balance: Literal["none", "sampler", "target_per_class"]
+    balance: Literal["none", "sampler", "target_per_class", "balanced_mixup"]
+    targets: dict[str, Annotated[int, Field(ge=1)]]
+    before_split: bool
     flips: bool
     right_angle_turns: bool
+    scale: Annotated[float, Field(ge=0, le=0.3)]
     brightness: Annotated[float, Field(ge=0, le=0.5)]
     hue: Annotated[float, Field(ge=0, le=0.1)]
     feature_views: Annotated[int, Field(ge=1, le=8)]
     seed: int
 
+    @model_validator(mode="after")
+    def _one_remedy(self) -> AugmentParams:
+        if (self.balance == "target_per_class") != bool(self.targets):
+            raise ValueError(
+                f"balance is {self.balance!r} and targets {'are given' if self.targets else 'are empty'}; targets say how "
+                "often each class is drawn an epoch with balance target_per_class, and with no other: one remedy at a time"
+            )
+        return self
+
     def require_available(self) -> None:
-        """Raise InputError for the one balance that params may name and no step carries out."""
-        if self.balance == "target_per_class":
+        """Raise InputError for what params may name and no step carries out."""
+        if self.before_split:
             raise InputError(
-                "augment.balance=target_per_class, which the paper profile needs for its eight balanced classes, is not built "
-                "yet; use augment.balance=sampler or none, or another profile"
+                "augment.before_split=true, by which the paper profile makes its eight balanced classes before a random split, "
+                "is not built yet; use augment.before_split=false, or another profile"
             )
 
 
@@ -168,6 +180,11 @@ class MixupParams(Section):
             raise InputError(
                 f"mixup.space=features needs a frozen backbone, but {architecture} is trained whole; use mixup.space=pixels"
             )
+
+    def require_balance(self, augment: AugmentParams) -> None:
+        """Raise InputError when classes are to be balanced by MixUp, and MixUp is off."""
+        if augment.balance == "balanced_mixup" and not self.alpha:
+            raise InputError("augment.balance=balanced_mixup mixes, but mixup.alpha is 0; set mixup.alpha, say to 0.2")
 
 
 class TrainParams(Section):

@@ -132,6 +132,7 @@ def _look_at_architectures(params: Params) -> str:
 
 def _look_at_augmentation(params: Params) -> str:
     params.augment.require_available()
+    params.mixup.require_balance(params.augment)
     for name in params.train.architectures:
         params.mixup.require_fit(name)
     return f"balance {params.augment.balance}, MixUp alpha {params.mixup.alpha:g} on {params.mixup.space}"

@@ -120,8 +120,11 @@ def augment_params(**changes: Any) -> AugmentParams:
     """All transforms on, classes balanced."""
     values = {
         "balance": "sampler",
+        "targets": {},
+        "before_split": False,
         "flips": True,
         "right_angle_turns": True,
+        "scale": 0.1,
         "brightness": 0.1,
         "hue": 0.02,
         "feature_views": 3,

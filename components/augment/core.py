@@ -12,8 +12,9 @@ import pandas as pd
 from components.augment.preview import draw_preview
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.augmentation import Purpose, allowed_symmetries, image_key, uniform
-from dermaflow.contracts import PLAN, read_info, read_splits
+from dermaflow.contracts import PLAN, TrainRows, read_info, read_splits
 from dermaflow.dataset import Dataset
+from dermaflow.errors import InputError
 from dermaflow.params import AugmentParams, MixupParams
 
 
@@ -30,8 +31,9 @@ def augment(dataset: Path, splits: Path, params: AugmentParams, mixup: MixupPara
         when the asked balance is not available.
     """
     params.require_available()
+    mixup.require_balance(params)
     opened = Dataset.open(dataset)
-    plan = plan_rows(read_splits(splits), params)
+    plan = plan_rows(TrainRows.of(read_splits(splits)), params)
     info = _describe(plan, params, mixup, read_info(splits, "splits"))
     with new_artifact(target, PLAN) as folder:
         plan.to_parquet(folder / "plan.parquet", index=False)
@@ -40,27 +42,45 @@ def augment(dataset: Path, splits: Path, params: AugmentParams, mixup: MixupPara
     return info
 
 
-def plan_rows(splits: pd.DataFrame, params: AugmentParams) -> pd.DataFrame:
-    """The plan's table, for the train rows of a splits table.
+def plan_rows(rows: TrainRows, params: AugmentParams) -> pd.DataFrame:
+    """The plan's table. It takes train rows by their type: no other row of a splits table can reach it.
 
     Returns
     -------
     DataFrame ordered by image_id and view: image_id, lesion_id, label; weight, how often the image is to be drawn in an
-    epoch (they add up to the number of images over the rows of view 0); view, 0 for the image as it is and then the
-    fixed views that a frozen backbone sees; symmetry, the view's code 0..7 (see dermaflow.augmentation).
+    epoch, which has as many draws as they add up to over the rows of view 0; partner_weight, how often it is to be mixed
+    into another, 0 unless balance is balanced_mixup; view, 0 for the image as it is and then the fixed views that a frozen
+    backbone sees; symmetry, the view's code 0..7 (see dermaflow.augmentation).
     """
-    train = splits[splits["split"] == "train"].sort_values("image_id", ignore_index=True)
-    rows = train[["image_id", "lesion_id", "label"]].assign(weight=_weights(train["label"], params.balance))
+    if not isinstance(rows, TrainRows):
+        raise TypeError(f"plan_rows takes TrainRows, not {type(rows).__name__}: nothing else may be drawn")
+    train = rows.table.sort_values("image_id", ignore_index=True)
+    equally = _equally_often(train["label"])
+    drawn = train[["image_id", "lesion_id", "label"]].assign(
+        weight=equally if params.balance == "sampler" else _weights(train["label"], params),
+        partner_weight=equally if params.balance == "balanced_mixup" else 0.0,
+    )
     symmetries = _view_symmetries(train["image_id"], params)
-    views = [rows.assign(view=view, symmetry=symmetries[:, view]) for view in range(symmetries.shape[1])]
+    views = [drawn.assign(view=view, symmetry=symmetries[:, view]) for view in range(symmetries.shape[1])]
     return pd.concat(views).sort_values(["image_id", "view"], ignore_index=True)
 
 
-def _weights(labels: pd.Series[str], balance: str) -> npt.NDArray[np.float64]:
-    if balance == "none":
-        return np.ones(len(labels))
+def _equally_often(labels: pd.Series[str]) -> npt.NDArray[np.float64]:
+    """Weights by which each class is drawn equally often, in as many draws as there are images."""
     counts = labels.map(labels.value_counts()).to_numpy(dtype=np.float64)
     return np.asarray(len(labels) / (labels.nunique() * counts))
+
+
+def _weights(labels: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.float64]:
+    """Weights by which each class is drawn as often as its target says; where there are no targets, 1 each."""
+    if not params.targets:
+        return np.ones(len(labels))
+    missing = sorted(set(labels) ^ set(params.targets))
+    if missing:
+        why = "not named" if missing[0] in set(labels) else "not a class of the train part"
+        raise InputError(f"augment.targets: {missing[0]} is {why}; name each of {', '.join(sorted(set(labels)))} and no other")
+    counts = labels.map(labels.value_counts()).to_numpy(dtype=np.float64)
+    return labels.map(params.targets).to_numpy(dtype=np.float64) / counts
 
 
 def _view_symmetries(image_ids: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.int32]:
@@ -84,7 +104,11 @@ def _describe(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, spl
         "dataset": splits["dataset"],
         "views": int(plan["view"].max()) + 1,
         "histogram": {
-            str(label): {"images": len(group), "draws_per_epoch": round(float(group["weight"].sum()), 3)}
+            str(label): {
+                "images": len(group),
+                "draws_per_epoch": round(float(group["weight"].sum()), 3),
+                "partners_per_epoch": round(float(group["partner_weight"].sum()), 3),
+            }
             for label, group in images.groupby("label")
         },
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermaflow.augmentation import draw_epoch, image_key, mix, transform
+from dermaflow.augmentation import mix, plan_draws, transform
 from dermaflow.dataset import Dataset
 from dermaflow.params import AugmentParams, MixupParams
 
@@ -21,18 +21,18 @@ def draw_preview(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mi
     import tensorflow as tf
 
     images = plan[plan["view"] == 0].reset_index(drop=True)
-    keys = np.array([image_key(image) for image in images["image_id"]], np.uint64)
-    draws = draw_epoch(keys, images["weight"].to_numpy(), params, mixup, epoch=0)
+    draws = plan_draws(images, params, mixup, epoch=0)
+    parts = [draws] if draws.partners is None else [draws, draws.partners]
     first = slice(0, COLUMNS)
-    rows = dataset.rows_of(images["image_id"].iloc[draws.rows[first]])
-    originals = dataset.images(rows)
-    changed = transform(
-        tf.constant(originals, tf.float32), *(tf.constant(x[first]) for x in (draws.symmetry, draws.brightness, draws.hue))
-    )
-    labels = np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[rows]]
-    weight = tf.constant(draws.mix[first])
-    mixed, vectors = mix(changed, weight).numpy(), mix(tf.constant(labels), weight).numpy()
-    _draw(dataset, originals, changed.numpy(), mixed, labels, vectors, path)
+    rows = dataset.rows_of(images["image_id"].iloc[np.concatenate([part.rows[first] for part in parts])])
+    originals, labels = dataset.images(rows), np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[rows]]
+    numbers = [
+        np.concatenate([getattr(part, name)[first] for part in parts]) for name in ("symmetry", "zoom", "brightness", "hue")
+    ]
+    changed = transform(tf.constant(originals), *map(tf.constant, numbers))
+    weight, paired = tf.constant(draws.mix[first]), draws.partners is not None
+    mixed, vectors = (mix(values, weight, paired=paired).numpy() for values in (changed, tf.constant(labels)))
+    _draw(dataset, originals[first], changed.numpy()[first], mixed, labels[first], vectors, path)
 
 
 def _draw(

@@ -17,11 +17,11 @@ import pandas as pd
 
 from components.train.curves import draw_curves
 from components.train.features import FeatureStore
-from components.train.loop import State, fit
+from components.train.loop import Batches, Prepare, State, fit
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, HEAD, build_model, feature_extractor, load_backbone_weights, require_size
 from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
-from dermaflow.augmentation import Draws, draw_epoch, image_key, mix, transform
+from dermaflow.augmentation import Draws, augmented, mix, plan_draws, transform
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks, channels_of
@@ -64,10 +64,22 @@ class Material:
 
     def draws(self, epoch: int) -> Draws:
         """What the plan draws in an epoch; rows are positions in `train_rows`."""
-        images = self.plan[self.plan["view"] == 0]
-        keys = np.array([image_key(image) for image in images["image_id"]], np.uint64)
-        augment = AugmentParams.from_json(json.dumps(self.plan_info["augment"]))
-        return draw_epoch(keys, images["weight"].to_numpy(), augment, self.mixup, epoch)
+        return plan_draws(self.plan[self.plan["view"] == 0], self.augment, self.mixup, epoch)
+
+    @property
+    def draws_per_epoch(self) -> int:
+        """How many images an epoch draws."""
+        return round(float(self.plan.loc[self.plan["view"] == 0, "weight"].sum()))
+
+    @property
+    def augment(self) -> AugmentParams:
+        """How the plan balances and changes."""
+        return AugmentParams.from_json(json.dumps(self.plan_info["augment"]))
+
+    @property
+    def paired(self) -> bool:
+        """Whether an image is mixed with a partner drawn for it, rather than with the next of its batch."""
+        return self.augment.balance == "balanced_mixup"
 
     @property
     def mixup(self) -> MixupParams:
@@ -107,7 +119,7 @@ def train(
         when the loss is no longer finite.
     """
     params.weights_of(architecture)  # refuses a file that is not there before any work is done
-    material = _gather(dataset, splits, plan, masks, params)
+    material = gather(dataset, splits, plan, masks, params)
     _check_sizes(architecture, material)
     import keras
     import tensorflow as tf
@@ -134,40 +146,42 @@ def train(
     return info
 
 
-def _train_whole(model: keras.Model, material: Material, state_file: Path) -> State:
-    """Train every layer on images: transforms and MixUp run inside the compiled step."""
+def image_batches(material: Material) -> tuple[Prepare, Batches]:
+    """What the network sees when every layer is trained: how a batch is prepared inside the step, and an epoch's batches.
+
+    The same epoch has the same batches, bit for bit, whenever and however often it is asked for.
+    """
     import tensorflow as tf
 
-    params, classes = material.params, len(material.dataset.classes)
+    params, classes, paired = material.params, len(material.dataset.classes), material.paired
     train_labels = material.labels(material.train_rows)
-    forward = _compiled(model)
-    material.mixup.require_fit(model.name)
 
-    def prepare(images: Any, labels: Any, symmetry: Any, brightness: Any, hue: Any, weight: Any) -> tuple[Any, Any]:
-        changed = transform(tf.cast(images, tf.float32), symmetry, brightness, hue)
-        return mix(changed, weight), mix(tf.one_hot(labels, classes), weight)
+    def prepare(images: Any, labels: Any, symmetry: Any, zoom: Any, brightness: Any, hue: Any, weight: Any) -> tuple[Any, Any]:
+        changed = augmented(images, symmetry, zoom, brightness, hue, weight, paired=paired)
+        return changed, mix(tf.one_hot(labels, classes), weight, paired=paired)
 
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
         draws = material.draws(epoch)
         for part in _batch_slices(len(draws.rows), params.batch_size):
-            rows = draws.rows[part]
-            yield (
-                material.inputs(material.train_rows[rows]),
-                train_labels[rows],
-                draws.symmetry[part],
-                draws.brightness[part],
-                draws.hue[part],
-                draws.mix[part],
-            )
+            rows, *numbers = _with_partners(draws, part, "rows", "symmetry", "zoom", "brightness", "hue")
+            yield material.inputs(material.train_rows[rows]), train_labels[rows], *numbers, draws.mix[part]
+
+    return prepare, batches
+
+
+def _train_whole(model: keras.Model, material: Material, state_file: Path) -> State:
+    """Train every layer on images: transforms and MixUp run inside the compiled step."""
+    params = material.params
+    forward = _compiled(model)
+    material.mixup.require_fit(model.name)
 
     def validation() -> npt.NDArray[np.float32]:
         return _in_batches(lambda rows: forward(material.inputs(rows)), material.validation_rows)
 
     return fit(
         model,
-        prepare,
-        batches,
-        len(_batch_slices(len(train_labels), params.batch_size)),
+        *image_batches(material),
+        len(_batch_slices(material.draws_per_epoch, params.batch_size)),
         validation,
         material.labels(material.validation_rows),
         epochs=params.epochs,
@@ -199,21 +213,22 @@ def _train_head(model: keras.Model, material: Material, cache: Path, state_file:
     head = keras.Model(vectors, keras.layers.Dense(classes, kernel_initializer="zeros", name=HEAD)(dropped), name=model.name)
     forward = _compiled(head)
 
+    paired = material.paired
+
     def prepare(inputs: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
-        return mix(inputs, weight), mix(tf.one_hot(labels, classes), weight)
+        return mix(inputs, weight, paired=paired), mix(tf.one_hot(labels, classes), weight, paired=paired)
 
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
         draws = material.draws(epoch)
-        view = (draws.choice * views.shape[1]).astype(np.int64)
         for part in _batch_slices(len(draws.rows), params.batch_size):
-            rows = draws.rows[part]
-            yield views[rows, view[part]], train_labels[rows], draws.mix[part]
+            rows, choice = _with_partners(draws, part, "rows", "choice")
+            yield views[rows, (choice * views.shape[1]).astype(np.int64)], train_labels[rows], draws.mix[part]
 
     outcome = fit(
         head,
         prepare,
         batches,
-        len(_batch_slices(len(train_labels), params.batch_size)),
+        len(_batch_slices(material.draws_per_epoch, params.batch_size)),
         lambda: forward(clean),
         material.labels(material.validation_rows),
         epochs=params.head_epochs,
@@ -225,6 +240,12 @@ def _train_head(model: keras.Model, material: Material, cache: Path, state_file:
     folded = kernel / scale[:, None]
     model.get_layer(HEAD).set_weights([folded, bias - mean @ folded])
     return outcome
+
+
+def _with_partners(draws: Draws, part: slice, *names: str) -> list[Any]:
+    """Fields of some draws, those of their partners after them where they were drawn some."""
+    sides = [draws] if draws.partners is None else [draws, draws.partners]
+    return [np.concatenate([getattr(side, name)[part] for side in sides]) for name in names]
 
 
 class _Features:
@@ -276,7 +297,7 @@ def _turned(images: npt.NDArray[np.uint8], symmetry: npt.NDArray[np.int32]) -> n
     import tensorflow as tf
 
     still = np.zeros(len(images), np.float32)
-    turned: npt.NDArray[np.float32] = transform(tf.cast(images, tf.float32), tf.constant(symmetry), still, still).numpy()
+    turned: npt.NDArray[np.float32] = transform(tf.constant(images), tf.constant(symmetry), still + 1, still, still).numpy()
     return turned
 
 
@@ -300,7 +321,8 @@ def _batch_slices(count: int, batch_size: int) -> list[slice]:
     return [slice(start, start + batch_size) for start in range(0, count - batch_size + 1, batch_size)]
 
 
-def _gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainParams) -> Material:
+def gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainParams) -> Material:
+    """Read what a training run needs; raises InputError when the plan has a row that is not in train of these splits."""
     opened = Dataset.open(dataset)
     table, rows = contracts.read_splits(splits), contracts.read_plan(plan)
     train_images = set(table.loc[table["split"] == "train", "image_id"])
@@ -321,10 +343,10 @@ def _gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainP
 
 def _check_sizes(architecture: str, material: Material) -> None:
     require_size(architecture, material.dataset.image_size)
-    if material.params.batch_size > len(material.train_rows):
+    if material.params.batch_size > material.draws_per_epoch:
         raise InputError(
-            f"train.batch_size is {material.params.batch_size}, but there are only {len(material.train_rows)} training images; "
-            "lower it"
+            f"train.batch_size is {material.params.batch_size}, but an epoch draws only {material.draws_per_epoch} training "
+            "images; lower it"
         )
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import keras
 
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
+Prepare = Callable[..., tuple[Any, Any]]
 
 
 @dataclass
@@ -37,7 +38,7 @@ class State:
 
 def fit(
     model: keras.Model,
-    prepare: Callable[..., tuple[Any, Any]],
+    prepare: Prepare,
     batches: Batches,
     batches_per_epoch: int,
     validation: Callable[[], npt.NDArray[np.float32]],
@@ -54,7 +55,8 @@ def fit(
     ----------
     prepare: (batch arrays as tensors) -> (inputs, label vectors [b, classes]); runs inside the compiled step, so that
         augmentation and MixUp do.
-    batches: epoch -> the epoch's batches, tuples of arrays; the same for the same epoch whenever it is asked.
+    batches: epoch -> the epoch's batches, tuples of arrays, the last of them with one entry for each image that comes out of
+        `prepare`; the same for the same epoch whenever it is asked.
     validation: -> logits float32 [m, classes] of the validation images; `labels` int64 [m] are theirs.
     state_file: where training goes on from after an interruption; None keeps nothing.
 
@@ -90,7 +92,7 @@ def fit(
         started, images, losses = time.monotonic(), 0, []
         for step, batch in enumerate(batches(epoch)):
             losses.append(float(train_step(*(tf.convert_to_tensor(array) for array in batch))))
-            images += len(batch[0])
+            images += len(batch[-1])
             _refuse_not_finite(losses[-1], text, epoch, step)
             progress(
                 f"{text}: epoch {epoch + 1}/{epochs}, loss {np.mean(losses):.3f}",

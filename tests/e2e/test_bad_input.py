@@ -93,11 +93,11 @@ def test_folder_without_write_permission(workspace: Workspace):
         workspace.path.chmod(0o755)
 
 
-def test_a_balance_that_no_step_carries_out_is_refused_with_what_to_use_instead(workspace: Workspace):
+def test_an_order_that_no_step_carries_out_is_refused_with_what_to_use_instead(workspace: Workspace):
     done = workspace.run("run", "--profile", "paper", *sets("data.source=data/phantom"))
     assert done.returncode == 2
-    assert "augment.balance=target_per_class" in done.stderr
-    assert "use augment.balance=sampler or none" in done.stderr
+    assert "augment.before_split=true" in done.stderr
+    assert "use augment.before_split=false" in done.stderr
     assert not (workspace.path / "runs").exists(), "work was begun"
 
 

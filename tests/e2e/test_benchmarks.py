@@ -41,3 +41,8 @@ def test_segmentation_is_compared_with_the_plain_recipe(phantoms: Path):
     assert told["halves"]["all"]["images"] == 84
     assert told["halves"]["tuned half"]["images"] + told["halves"]["untouched half"]["images"] == 84
     assert 0.5 < told["figures"]["mean Dice, untouched half"] <= 1
+
+
+def test_the_step_with_augmentation_is_compared_with_the_step_without():
+    told = measured("augment", "--images", "96", "--size", "64", "--rounds", "1")
+    assert set(told["milliseconds_a_step"]) == set(told["peak_anonymous_mib"]) == {"plain", "augmented"}

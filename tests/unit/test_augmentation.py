@@ -6,8 +6,18 @@ import pytest
 
 from components.augment.core import augment, plan_rows
 from dermaflow.artifacts import changed_files, open_artifact
-from dermaflow.augmentation import Purpose, allowed_symmetries, draw_epoch, image_key, mix, transform, uniform
-from dermaflow.contracts import PLAN, read_info, read_plan, read_splits
+from dermaflow.augmentation import (
+    Purpose,
+    allowed_symmetries,
+    augmented,
+    draw_epoch,
+    image_key,
+    mix,
+    plan_draws,
+    transform,
+    uniform,
+)
+from dermaflow.contracts import PLAN, TrainRows, read_info, read_plan, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import MixupParams
@@ -16,7 +26,7 @@ from tests.sources import MIXUP, augment_params
 KEYS = np.array([image_key(f"ISIC_{n:07d}") for n in range(600)], np.uint64)
 EVEN = np.ones(len(KEYS))
 LUMA = np.array([0.299, 0.587, 0.114])
-FIELDS = ("rows", "symmetry", "brightness", "hue", "mix", "choice")
+FIELDS = ("rows", "symmetry", "zoom", "brightness", "hue", "mix", "choice")
 
 
 def draws(epoch=0, weights=EVEN, mixup=MIXUP, **changes):
@@ -27,19 +37,23 @@ def counts(weights, epoch=0):
     return np.bincount(draws(epoch, weights).rows, minlength=len(weights))
 
 
-def transformed(images, symmetry=0, brightness=0.0, hue=0.0):
+def transformed(images, symmetry=0, zoom=1.0, brightness=0.0, hue=0.0):
     """`transform` with one number for all images, or one for each."""
     import tensorflow as tf
 
     n = len(images)
-    numbers = (np.broadcast_to(value, n) for value in (symmetry, brightness, hue))
-    types = (np.int32, np.float32, np.float32)
+    numbers = (np.broadcast_to(value, n) for value in (symmetry, zoom, brightness, hue))
+    types = (np.int32, np.float32, np.float32, np.float32)
     given = (tf.constant(value.astype(kind)) for value, kind in zip(numbers, types, strict=True))
     return transform(tf.constant(images, tf.float32), *given).numpy()
 
 
 def picture(seed=0, size=6, channels=3, low=60, high=200):
     return np.random.default_rng(seed).uniform(low, high, (size, size, channels)).astype(np.float32)
+
+
+def train_rows(splits):
+    return TrainRows.of(read_splits(splits))
 
 
 # --- draws ---
@@ -82,18 +96,17 @@ def test_even_weights_draw_each_image_once_in_a_new_order():
 @pytest.mark.parametrize("epoch", [0, 1, 17])
 def test_each_image_is_drawn_floor_or_ceil_of_its_expected_number_of_times(epoch):
     weights = np.random.default_rng(3).gamma(0.5, 1, 600)
-    expected = weights / weights.sum() * len(weights)
+    weights *= 400 / weights.sum()
     drawn = counts(weights, epoch)
-    assert drawn.sum() == len(weights)
-    assert (drawn >= np.floor(expected - 1e-9)).all()
-    assert (drawn <= np.ceil(expected + 1e-9)).all()
+    assert drawn.sum() == 400
+    assert (drawn >= np.floor(weights - 1e-9)).all()
+    assert (drawn <= np.ceil(weights + 1e-9)).all()
 
 
 def test_over_epochs_each_image_gets_its_weight():
     weights = np.random.default_rng(4).uniform(0.1, 1.9, 100)
-    expected = weights / weights.sum() * len(weights)
     mean = np.mean([counts(weights, epoch) for epoch in range(200)], axis=0)
-    np.testing.assert_allclose(mean, expected, atol=0.15)
+    np.testing.assert_allclose(mean, weights, atol=0.15)
 
 
 def test_an_image_without_weight_is_never_drawn():
@@ -131,13 +144,14 @@ def test_only_allowed_symmetries_are_drawn_and_all_of_them(flips, turns, allowed
     assert np.bincount(drawn).max() < 1.4 * len(drawn) / len(allowed)
 
 
-def test_colour_stays_within_its_limits_and_uses_them():
-    drawn = draws(brightness=0.1, hue=0.02)
-    for values, limit in ((drawn.brightness, 0.1), (drawn.hue, 0.02 * 2 * np.pi)):
+def test_colour_and_scale_stay_within_its_limits_and_uses_them():
+    drawn = draws(brightness=0.1, hue=0.02, scale=0.15)
+    for values, limit in ((drawn.brightness, 0.1), (drawn.hue, 0.02 * 2 * np.pi), (drawn.zoom - 1, 0.15)):
         assert np.abs(values).max() <= limit * (1 + 1e-6)
         assert values.min() < -0.9 * limit
         assert values.max() > 0.9 * limit
-    still = draws(brightness=0.0, hue=0.0)
+    still = draws(brightness=0.0, hue=0.0, scale=0.0)
+    assert (still.zoom == 1).all()
     assert not still.brightness.any()
     assert not still.hue.any()
 
@@ -230,6 +244,43 @@ def test_the_mask_channel_is_turned_but_not_coloured():
     assert np.abs(result[..., :3] - np.rot90(image[..., :3])).mean() > 20
 
 
+def test_scale_magnifies_about_the_middle_as_linear_interpolation_does():
+    import cv2
+
+    image = cv2.GaussianBlur(picture(size=32), (0, 0), 2)
+    for zoom in (1.25, 0.8):
+        matrix = np.array([[zoom, 0, 15.5 * (1 - zoom)], [0, zoom, 15.5 * (1 - zoom)]])
+        expected = cv2.warpAffine(image, matrix, (32, 32), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
+        np.testing.assert_allclose(transformed(image[None], zoom=zoom)[0], expected, atol=0.6)
+
+
+def test_whole_numbers_come_as_they_are():
+    """A byte stays the number it is through turns and a scale of 1, also inside the compiled step."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 9, 9, 3)).astype(np.uint8)
+    import tensorflow as tf
+
+    still, one = tf.zeros(8), tf.ones(8)
+    result = augmented(tf.constant(images), tf.range(8), one, still, still, one).numpy()
+    expected = transformed(images, symmetry=np.arange(8))
+    np.testing.assert_allclose(result, expected, atol=1e-3)
+    np.testing.assert_array_equal(np.sort(result.round().astype(np.uint8), axis=None), np.sort(images, axis=None))
+
+
+def test_the_compiled_step_does_what_its_pieces_do():
+    import tensorflow as tf
+
+    drawn = draws(epoch=3)
+    images = np.random.default_rng(1).integers(0, 256, (16, 24, 24, 3)).astype(np.uint8)
+    numbers = [tf.constant(getattr(drawn, name)[:16]) for name in ("symmetry", "zoom", "brightness", "hue", "mix")]
+    whole = augmented(tf.constant(images), *numbers).numpy()
+    pieces = mix(transform(tf.constant(images), *numbers[:-1]), numbers[-1]).numpy()
+    np.testing.assert_allclose(whole, pieces, atol=0.01)
+    paired = augmented(tf.constant(images), *numbers[:-1], numbers[-1][:8], paired=True).numpy()
+    pieces = mix(transform(tf.constant(images), *numbers[:-1]), numbers[-1][:8], paired=True).numpy()
+    assert paired.shape == (8, 24, 24, 3)
+    np.testing.assert_allclose(paired, pieces, atol=0.01)
+
+
 # --- MixUp ---
 
 
@@ -254,6 +305,34 @@ def test_mixup_without_alpha_is_the_identity():
     weight = draws(mixup=MixupParams(alpha=0, space="pixels")).mix[:5]
     images = np.stack([picture(k) for k in range(5)])
     np.testing.assert_array_equal(mixed(images, weight), images)
+
+
+def test_a_drawn_partner_is_mixed_in_rather_than_the_next():
+    import tensorflow as tf
+
+    values = tf.constant([[1.0], [2.0], [30.0], [40.0]])
+    np.testing.assert_allclose(mix(values, tf.constant([0.9, 0.5]), paired=True), [[3.9], [21.0]], rtol=1e-6)
+
+
+def test_balanced_mixup_mixes_a_little_of_a_class_drawn_equally_often_into_each_image():
+    """90 images of one class, 10 of another: images come as they are, half of the partners are of the rare class."""
+    from scipy.stats import beta, kstest
+
+    labels = np.repeat([0, 1], [90, 10])
+    partner_weights = np.where(labels == 0, 50 / 90, 50 / 10)
+    mixup = MixupParams(alpha=0.3, space="pixels")
+    several = [
+        draw_epoch(KEYS[:100], np.ones(100), augment_params(balance="balanced_mixup"), mixup, epoch, partner_weights)
+        for epoch in range(20)
+    ]
+    for drawn in several:
+        np.testing.assert_array_equal(np.sort(drawn.rows), np.arange(100))
+        assert np.bincount(labels[drawn.partners.rows]).tolist() == [50, 50]
+    shares = np.concatenate([1 - drawn.mix for drawn in several])
+    assert kstest(shares, beta(0.3, 1).cdf).pvalue > 0.001
+    first = several[0]
+    assert np.abs(np.corrcoef(first.brightness, first.partners.brightness)[0, 1]) < 0.3, "a partner has its own transform"
+    assert (first.rows != first.partners.rows).mean() > 0.9
 
 
 # --- the plan ---
@@ -304,11 +383,11 @@ def test_the_plan_says_what_it_was_made_of_and_shows_it(planned, dataset, splits
 
 
 def test_the_same_inputs_give_the_same_plan(planned, splits):
-    pd.testing.assert_frame_equal(plan_rows(read_splits(splits).iloc[::-1], augment_params()), read_plan(planned))
+    pd.testing.assert_frame_equal(plan_rows(TrainRows.of(read_splits(splits).iloc[::-1]), augment_params()), read_plan(planned))
 
 
 def test_without_balance_every_image_weighs_the_same(splits):
-    assert (plan_rows(read_splits(splits), augment_params(balance="none"))["weight"] == 1).all()
+    assert (plan_rows(train_rows(splits), augment_params(balance="none"))["weight"] == 1).all()
 
 
 @pytest.mark.parametrize(
@@ -316,18 +395,56 @@ def test_without_balance_every_image_weighs_the_same(splits):
 )
 def test_there_are_as_many_views_as_asked_for_and_possible(splits, asked, flips, turns, views):
     params = augment_params(feature_views=asked, flips=flips, right_angle_turns=turns)
-    plan = plan_rows(read_splits(splits), params)
+    plan = plan_rows(train_rows(splits), params)
     assert plan["view"].nunique() == views
     assert set(plan["symmetry"]) == set(allowed_symmetries(params) if views > 1 else (0,))
 
 
 def test_more_views_keep_the_ones_before(splits):
     """So that cached features of two views still serve when a third is asked for."""
-    two, three = (plan_rows(read_splits(splits), augment_params(feature_views=views)) for views in (2, 3))
+    two, three = (plan_rows(train_rows(splits), augment_params(feature_views=views)) for views in (2, 3))
     pd.testing.assert_frame_equal(three[three["view"] < 2].reset_index(drop=True), two)
 
 
-def test_a_balance_that_is_not_built_is_refused_with_what_to_use_instead(dataset, splits, tmp_path):
-    with pytest.raises(InputError, match=r"target_per_class.*use augment\.balance=sampler or none"):
-        augment(dataset, splits, augment_params(balance="target_per_class"), MIXUP, tmp_path / "p")
+def test_each_class_is_drawn_as_often_as_its_target_says(splits):
+    targets = {name: 10 * (k + 1) for k, name in enumerate(sorted(read_splits(splits)["label"].unique()))}
+    plan = plan_rows(train_rows(splits), augment_params(balance="target_per_class", targets=targets))
+    first = plan[plan["view"] == 0].reset_index(drop=True)
+    drawn = plan_draws(first, augment_params(balance="target_per_class", targets=targets), MIXUP, epoch=2)
+    assert len(drawn.rows) == sum(targets.values())
+    assert first["label"].iloc[drawn.rows].value_counts().to_dict() == pytest.approx(targets, abs=1)
+
+
+def test_targets_name_the_classes_that_there_are(dataset, splits, tmp_path):
+    params = augment_params(balance="target_per_class", targets={"mel": 100, "normal": 5})
+    with pytest.raises(InputError, match=r"augment\.targets: akiec is not named; name each of akiec, bcc, .* and no other"):
+        augment(dataset, splits, params, MIXUP, tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+
+
+def test_one_remedy_against_imbalance_at_a_time():
+    with pytest.raises(ValueError, match="one remedy at a time"):
+        augment_params(balance="sampler", targets={"mel": 10})
+    with pytest.raises(ValueError, match="one remedy at a time"):
+        augment_params(balance="target_per_class")
+
+
+def test_balanced_mixup_without_mixup_is_refused(dataset, splits, tmp_path):
+    off = MixupParams(alpha=0, space="pixels")
+    with pytest.raises(InputError, match=r"balanced_mixup mixes, but mixup\.alpha is 0; set mixup\.alpha"):
+        augment(dataset, splits, augment_params(balance="balanced_mixup"), off, tmp_path / "p")
+
+
+def test_validation_and_test_can_not_be_reached(splits):
+    table = read_splits(splits)
+    with pytest.raises(TypeError, match="plan_rows takes TrainRows, not DataFrame"):
+        plan_rows(table, augment_params())
+    for side in ("validation", "test"):
+        with pytest.raises(ValueError, match=f"is in {side}: only train rows may be drawn"):
+            TrainRows(table[table["split"].isin(("train", side))])
+
+
+def test_what_is_not_built_is_refused_with_what_to_use_instead(dataset, splits, tmp_path):
+    with pytest.raises(InputError, match=r"before_split=true.*use augment\.before_split=false"):
+        augment(dataset, splits, augment_params(before_split=True), MIXUP, tmp_path / "p")
     assert not (tmp_path / "p").exists()

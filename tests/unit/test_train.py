@@ -19,6 +19,7 @@ from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, 
 from dermaflow.dataset import Dataset
 from dermaflow.errors import GateError, InputError
 from dermaflow.params import TrainParams, load_params
+from tests.sources import MIXUP, augment_params
 from tests.workspace import ROOT
 
 PARAMETERS = {"cnn": 9_682_632, "resnet50": 23_604_104, "xception": 20_877_872}
@@ -133,6 +134,52 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(finished_run: Pa
     assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
 
+def planned(run: Path, target: Path, **changes) -> Path:
+    """A plan for the run's splits with other augmentation parameters."""
+    from components.augment.core import augment
+
+    augment(run / "ingest/dataset", run / "split/splits", augment_params(**changes), MIXUP, target)
+    return target
+
+
+def seen(run: Path, plan: Path, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The batches of an epoch as the network sees them."""
+    from components.train.core import gather, image_batches
+
+    material = gather(run / "ingest/dataset", run / "split/splits", plan, run / "segment/masks", params())
+    prepare, batches = image_batches(material)
+    return [tuple(value.numpy() for value in prepare(*batch)) for batch in batches(epoch)]
+
+
+@pytest.mark.parametrize("balance", ["sampler", "balanced_mixup"])
+def test_two_runs_see_the_same_batches_and_one_that_goes_on_at_epoch_three_those_of_epoch_three(
+    finished_run: Path, tmp_path: Path, balance: str
+):
+    plan = planned(finished_run, tmp_path / "plan", balance=balance)
+    again = planned(finished_run, tmp_path / "again", balance=balance)
+    through = [seen(finished_run, plan, epoch) for epoch in range(4)]
+    gone_on = seen(finished_run, again, 3)
+    assert len(gone_on) > 1
+    for (images, labels), (images_again, labels_again) in zip(through[3], gone_on, strict=True):
+        assert images.shape == (16, 72, 72, 3)
+        np.testing.assert_array_equal(images, images_again)
+        np.testing.assert_array_equal(labels, labels_again)
+        np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
+    assert (through[2][0][0] != through[3][0][0]).any(), "epochs differ"
+
+
+@pytest.mark.parametrize("architecture", ["cnn", "resnet50"])
+@pytest.mark.parametrize("balance", ["balanced_mixup", "target_per_class"])
+def test_each_remedy_against_imbalance_trains(finished_run: Path, tmp_path: Path, architecture: str, balance: str):
+    classes = Dataset.open(finished_run / "ingest/dataset").classes
+    targets = dict.fromkeys(classes, 5) if balance == "target_per_class" else {}
+    plan = planned(finished_run, tmp_path / "plan", balance=balance, targets=targets, feature_views=1)
+    info = train_in(finished_run, tmp_path, architecture, params(epochs=1, head_epochs=1), plan=plan)
+    assert info["architecture"] == architecture
+    loss = pd.read_parquet(tmp_path / "history/history.parquet")["loss"]
+    assert np.isfinite(loss).all()
+
+
 def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path):
     from dermaflow.artifacts import new_artifact
 
@@ -147,7 +194,7 @@ def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path)
 
 
 def test_what_can_not_be_trained_is_refused(finished_run: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="batch_size is 4000, but there are only"):
+    with pytest.raises(InputError, match="batch_size is 4000, but an epoch draws only 67 training images; lower it"):
         train_in(finished_run, tmp_path, "cnn", params(batch_size=4000))
     with pytest.raises(InputError, match=r"train\.weights\.resnet50: no\.h5 is not a file"):
         train_in(finished_run, tmp_path, "resnet50", params(weights={"resnet50": "no.h5"}))
