@@ -194,7 +194,7 @@ def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path)
 
 
 def test_what_can_not_be_trained_is_refused(finished_run: Path, tmp_path: Path):
-    with pytest.raises(InputError, match="batch_size is 4000, but an epoch draws only 67 training images; lower it"):
+    with pytest.raises(InputError, match="batch_size is 4000, but an epoch draws only 64 training images; lower it"):
         train_in(finished_run, tmp_path, "cnn", params(batch_size=4000))
     with pytest.raises(InputError, match=r"train\.weights\.resnet50: no\.h5 is not a file"):
         train_in(finished_run, tmp_path, "resnet50", params(weights={"resnet50": "no.h5"}))
