@@ -3,7 +3,8 @@
 Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
             (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
 Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
-Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), plan.json: train rows only
+Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), mixes.parquet (MIX_COLUMNS),
+            plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
 History     history.parquet (one row an epoch), history.json
 Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
@@ -51,6 +52,7 @@ SPLIT_COLUMNS = (
 )
 TEST_SET_COLUMNS = (*("image_id", "lesion_id", "group_id", "label", "source_digest", "pixel_digest", "test_set"), "in_dataset")
 DEVELOPED_ON = ("train", "validation")  # whoever was here must not judge the model
+MIX_COLUMNS = ("image_a", "symmetry_a", "image_b", "symmetry_b", "weight")  # weight of a; b has the rest
 LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
 
@@ -121,6 +123,11 @@ def test_set_digest(tests: pd.DataFrame, version: int) -> str:
 def read_plan(path: Path) -> pd.DataFrame:
     """image_id, lesion_id, label, weight, partner_weight, view, symmetry: what the trainer may draw; train rows only."""
     return read_table(path, PLAN, "plan.parquet")
+
+
+def read_mixes(path: Path) -> pd.DataFrame:
+    """MIX_COLUMNS: the fixed mixes of pixels that a frozen backbone sees; train images only."""
+    return read_table(path, PLAN, "mixes.parquet")
 
 
 def read_predictions(path: Path) -> pd.DataFrame:

@@ -150,6 +150,7 @@ class AugmentParams(Section):
     brightness: Annotated[float, Field(ge=0, le=0.5)]
     hue: Annotated[float, Field(ge=0, le=0.1)]
     feature_views: Annotated[int, Field(ge=1, le=8)]
+    materialize: bool
     seed: int
 
     @model_validator(mode="after")
@@ -173,6 +174,24 @@ class AugmentParams(Section):
 class MixupParams(Section):
     alpha: Annotated[float, Field(ge=0, le=8)]
     space: Literal["pixels", "features"]
+    fixed_mixes: Annotated[int, Field(ge=0, le=1_000_000)]
+
+    @model_validator(mode="after")
+    def _mixes_pixels(self) -> MixupParams:
+        if self.fixed_mixes and (self.space == "features" or not self.alpha):
+            raise ValueError(
+                f"fixed_mixes is {self.fixed_mixes} with space {self.space} and alpha {self.alpha:g}; fixed mixes are of "
+                "pixels: use space pixels and an alpha above 0, or fixed_mixes 0"
+            )
+        return self
+
+    def space_of(self, *, frozen: bool) -> str:
+        """Where a network's images are mixed: off, pixels, features, or in so many fixed mixes of pixels."""
+        if not self.alpha:
+            return "off"
+        if frozen and self.fixed_mixes:
+            return f"pixels, {self.fixed_mixes} fixed mixes"
+        return "features" if frozen else self.space
 
     def require_fit(self, architecture: str) -> None:
         """Raise InputError when features are to be mixed, but the architecture is trained whole, from pixels."""

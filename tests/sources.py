@@ -128,12 +128,13 @@ def augment_params(**changes: Any) -> AugmentParams:
         "brightness": 0.1,
         "hue": 0.02,
         "feature_views": 3,
+        "materialize": False,
         "seed": 20240101,
     }
     return AugmentParams(**{**values, **changes})
 
 
-MIXUP = MixupParams(alpha=0.2, space="pixels")
+MIXUP = MixupParams(alpha=0.2, space="pixels", fixed_mixes=0)
 VALIDATE = ValidateParams(
     min_lesions_per_class=3,
     max_unknown_share=0.25,

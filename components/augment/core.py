@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from components.augment.materialize import write_images
 from components.augment.preview import draw_preview
 from dermaflow.artifacts import new_artifact, write_json
-from dermaflow.augmentation import Purpose, allowed_symmetries, image_key, uniform
-from dermaflow.contracts import PLAN, TrainRows, read_info, read_splits
+from dermaflow.augmentation import Purpose, allowed_symmetries, image_key, plan_draws, uniform
+from dermaflow.contracts import MIX_COLUMNS, PLAN, TrainRows, read_info, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import AugmentParams, MixupParams
@@ -37,6 +38,9 @@ def augment(dataset: Path, splits: Path, params: AugmentParams, mixup: MixupPara
     info = _describe(plan, params, mixup, read_info(splits, "splits"))
     with new_artifact(target, PLAN) as folder:
         plan.to_parquet(folder / "plan.parquet", index=False)
+        fixed_mixes(plan, params, mixup).to_parquet(folder / "mixes.parquet", index=False)
+        if params.materialize:
+            write_images(opened, plan, params, mixup, folder)
         draw_preview(opened, plan, params, mixup, folder / "preview.png")
         write_json(folder / "plan.json", info)
     return info
@@ -63,6 +67,28 @@ def plan_rows(rows: TrainRows, params: AugmentParams) -> pd.DataFrame:
     symmetries = _view_symmetries(train["image_id"], params)
     views = [drawn.assign(view=view, symmetry=symmetries[:, view]) for view in range(symmetries.shape[1])]
     return pd.concat(views).sort_values(["image_id", "view"], ignore_index=True)
+
+
+def fixed_mixes(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams) -> pd.DataFrame:
+    """So many mixes of two train images as mixup.fixed_mixes asks for, drawn as the trainer draws: MIX_COLUMNS.
+
+    They are the pairs of epochs -1, -2, ..., which no trainer sees, so that more mixes begin with the same.
+    """
+    images = plan[plan["view"] == 0].reset_index(drop=True)
+    parts, epoch = [pd.DataFrame(columns=list(MIX_COLUMNS))], 0
+    while sum(map(len, parts)) < mixup.fixed_mixes:
+        epoch -= 1
+        own = plan_draws(images, params, mixup, epoch)
+        rows, symmetry = (
+            (np.roll(own.rows, 1), np.roll(own.symmetry, 1))
+            if own.partners is None
+            else (own.partners.rows, own.partners.symmetry)
+        )
+        ids = images["image_id"].to_numpy()
+        values = (ids[own.rows], own.symmetry, ids[rows], symmetry, own.mix)
+        parts.append(pd.DataFrame(dict(zip(MIX_COLUMNS, values, strict=True))))
+    types = {"image_a": str, "symmetry_a": np.int32, "image_b": str, "symmetry_b": np.int32, "weight": np.float32}
+    return pd.concat(parts[-1:] if len(parts) == 1 else parts[1:], ignore_index=True)[: mixup.fixed_mixes].astype(types)
 
 
 def _equally_often(labels: pd.Series[str]) -> npt.NDArray[np.float64]:
@@ -103,6 +129,7 @@ def _describe(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, spl
         "splits_digest": splits["digest"],
         "dataset": splits["dataset"],
         "views": int(plan["view"].max()) + 1,
+        "fixed_mixes": mixup.fixed_mixes,
         "histogram": {
             str(label): {
                 "images": len(group),

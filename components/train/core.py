@@ -21,7 +21,7 @@ from components.train.loop import Batches, Prepare, State, fit
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, HEAD, build_model, feature_extractor, load_backbone_weights, require_size
 from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
-from dermaflow.augmentation import Draws, augmented, mix, plan_draws, transform
+from dermaflow.augmentation import Draws, Purpose, augmented, mix, plan_draws, transform, uniform
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks, channels_of
@@ -40,11 +40,13 @@ class Material:
     Attributes
     ----------
     plan: rows of the plan, ordered by image and view.
+    mixes: its fixed mixes.
     train_rows, validation_rows: manifest rows, int64; train rows in the order of the plan's view 0.
     """
 
     dataset: Dataset
     plan: pd.DataFrame
+    mixes: pd.DataFrame
     plan_info: dict[str, Any]
     splits_info: dict[str, Any]
     masks: Path
@@ -198,14 +200,12 @@ def _train_head(model: keras.Model, material: Material, cache: Path, state_file:
     backbone's scale; (f - m) / s * W + b = f * (W / s) + (b - m / s * W) puts that back into the model's own head.
     """
     import keras
-    import tensorflow as tf
 
     params, classes = material.params, len(material.dataset.classes)
     features = _Features(model, material, cache)
     views = features.train()
     mean, scale = views.mean(axis=(0, 1)), np.maximum(views.std(axis=(0, 1)), 1e-6)
     views, clean = (views - mean) / scale, (features.validation() - mean) / scale
-    train_labels = material.labels(material.train_rows)
 
     keras.utils.set_random_seed(params.seed)
     vectors = keras.Input((views.shape[-1],), name="features")
@@ -213,22 +213,15 @@ def _train_head(model: keras.Model, material: Material, cache: Path, state_file:
     head = keras.Model(vectors, keras.layers.Dense(classes, kernel_initializer="zeros", name=HEAD)(dropped), name=model.name)
     forward = _compiled(head)
 
-    paired = material.paired
-
-    def prepare(inputs: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
-        return mix(inputs, weight, paired=paired), mix(tf.one_hot(labels, classes), weight, paired=paired)
-
-    def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
-        draws = material.draws(epoch)
-        for part in _batch_slices(len(draws.rows), params.batch_size):
-            rows, choice = _with_partners(draws, part, "rows", "choice")
-            yield views[rows, (choice * views.shape[1]).astype(np.int64)], train_labels[rows], draws.mix[part]
-
+    fixed = len(material.mixes)
     outcome = fit(
         head,
-        prepare,
-        batches,
-        len(_batch_slices(material.draws_per_epoch, params.batch_size)),
+        *(
+            _fixed_mix_batches(material, views, (features.mixes() - mean) / scale)
+            if fixed
+            else feature_batches(material, views)
+        ),
+        len(_batch_slices(material.draws_per_epoch + fixed, params.batch_size)),
         lambda: forward(clean),
         material.labels(material.validation_rows),
         epochs=params.head_epochs,
@@ -240,6 +233,55 @@ def _train_head(model: keras.Model, material: Material, cache: Path, state_file:
     folded = kernel / scale[:, None]
     model.get_layer(HEAD).set_weights([folded, bias - mean @ folded])
     return outcome
+
+
+def feature_batches(material: Material, views: npt.NDArray[np.float32]) -> tuple[Prepare, Batches]:
+    """As `image_batches`, of features float32 [n, views, d]: features and label vectors are mixed."""
+    import tensorflow as tf
+
+    params, classes, paired = material.params, len(material.dataset.classes), material.paired
+    train_labels = material.labels(material.train_rows)
+
+    def prepare(inputs: Any, labels: Any, weight: Any) -> tuple[Any, Any]:
+        return mix(inputs, weight, paired=paired), mix(tf.one_hot(labels, classes), weight, paired=paired)
+
+    def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
+        draws = material.draws(epoch)
+        for part in _batch_slices(len(draws.rows), params.batch_size):
+            rows, choice = _with_partners(draws, part, "rows", "choice")
+            yield views[rows, (choice * views.shape[1]).astype(np.int64)], train_labels[rows], draws.mix[part]
+
+    return prepare, batches
+
+
+def _fixed_mix_batches(
+    material: Material, views: npt.NDArray[np.float32], mixes: npt.NDArray[np.float32]
+) -> tuple[Prepare, Batches]:
+    """As `feature_batches`, but an epoch is its draws as they are and, among them, every fixed mix once.
+
+    Parameters
+    ----------
+    mixes: features float32 [k, d] of `material.mixes`.
+    """
+    params, weight = material.params, material.mixes["weight"].to_numpy()[:, None]
+    one_hot = np.eye(len(material.dataset.classes), dtype=np.float32)
+    labels = one_hot[material.labels(material.train_rows)]
+    own, other = (one_hot[material.labels(material.dataset.rows_of(material.mixes[name]))] for name in ("image_a", "image_b"))
+    mixed_labels = weight * own + (1 - weight) * other
+
+    def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
+        draws = material.draws(epoch)
+        view = (draws.choice * views.shape[1]).astype(np.int64)
+        count = len(draws.rows) + len(mixes)
+        order = np.argsort(
+            uniform(np.arange(count, dtype=np.uint64), material.augment.seed, epoch, Purpose.ORDER), kind="stable"
+        )
+        for part in _batch_slices(count, params.batch_size):
+            drawn, fixed = (side := order[part])[side < len(draws.rows)], side[side >= len(draws.rows)] - len(draws.rows)
+            inputs = np.concatenate([views[draws.rows[drawn], view[drawn]], mixes[fixed]])
+            yield inputs, np.concatenate([labels[draws.rows[drawn]], mixed_labels[fixed]])
+
+    return lambda inputs, vectors: (inputs, vectors), batches
 
 
 def _with_partners(draws: Draws, part: slice, *names: str) -> list[Any]:
@@ -278,6 +320,24 @@ class _Features:
         """float32 [m, d] of the validation images as they are."""
         rows = self._material.validation_rows
         return self._get(rows, np.zeros(len(rows), np.int32))
+
+    def mixes(self) -> npt.NDArray[np.float32]:
+        """float32 [k, d] of the plan's fixed mixes: of their pixels, mixed."""
+        material, mixes = self._material, self._material.mixes
+        rows = [material.dataset.rows_of(mixes[f"image_{side}"]) for side in "ab"]
+        codes = [mixes[f"symmetry_{side}"].to_numpy() for side in "ab"]
+        weight = mixes["weight"].to_numpy()[:, None, None, None]
+        digests = [material.dataset.manifest["pixel_digest"].to_numpy()[part] for part in rows]
+        names = [
+            f"{a}/{code_a}*{share:.9g}+{b}/{code_b}"
+            for a, code_a, share, b, code_b in zip(digests[0], codes[0], mixes["weight"], digests[1], codes[1], strict=True)
+        ]
+
+        def batch(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            own, other = (_turned(material.inputs(rows[side][part]), codes[side][part]) for side in (0, 1))
+            return np.asarray(self._forward(weight[part] * own + (1 - weight[part]) * other), np.float32)
+
+        return self._store.get(names, lambda positions: _in_batches(batch, positions), f"{self._text}, mixes")
 
     def _get(self, rows: npt.NDArray[np.int64], symmetry: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
         digests = self._material.dataset.manifest["pixel_digest"].to_numpy()[rows]
@@ -326,12 +386,15 @@ def gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainPa
     opened = Dataset.open(dataset)
     table, rows = contracts.read_splits(splits), contracts.read_plan(plan)
     train_images = set(table.loc[table["split"] == "train", "image_id"])
-    foreign = rows.loc[~rows["image_id"].isin(train_images), "image_id"]
+    mixes = contracts.read_mixes(plan)
+    drawn = pd.concat([rows["image_id"], mixes["image_a"], mixes["image_b"]])
+    foreign = drawn[~drawn.isin(train_images)]
     if len(foreign):
         raise InputError(f"{plan}: {foreign.iloc[0]} is not in the train split of {splits}; make the plan from these splits")
     return Material(
         dataset=opened,
         plan=rows,
+        mixes=mixes,
         plan_info=contracts.read_info(plan, contracts.PLAN),
         splits_info=contracts.read_info(splits, contracts.SPLITS),
         masks=masks,
@@ -414,7 +477,7 @@ def _describe(
         "weights_digest": _weights_digest(model),
         "backbone_frozen": frozen,
         "pipeline_check": frozen and weights["origin"] == "none",
-        "mixup_space": "features" if frozen else material.plan_info["mixup"]["space"],
+        "mixup_space": material.mixup.space_of(frozen=frozen),
         "params": params.model_dump(mode="json"),
         "dropout": params.dropout_of(architecture),
         "best_epoch": outcome.best_epoch,

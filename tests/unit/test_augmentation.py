@@ -17,11 +17,11 @@ from dermaflow.augmentation import (
     transform,
     uniform,
 )
-from dermaflow.contracts import PLAN, TrainRows, read_info, read_plan, read_splits
+from dermaflow.contracts import MIX_COLUMNS, PLAN, TrainRows, read_info, read_mixes, read_plan, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import MixupParams
-from tests.sources import MIXUP, augment_params
+from tests.sources import MIXUP, augment_params, data_params
 
 KEYS = np.array([image_key(f"ISIC_{n:07d}") for n in range(600)], np.uint64)
 EVEN = np.ones(len(KEYS))
@@ -160,7 +160,7 @@ def test_mixup_weights_follow_a_beta_distribution_folded_to_the_larger_share():
     from scipy.stats import beta, kstest
 
     for alpha in (0.2, 1.0):
-        weights = draws(mixup=MixupParams(alpha=alpha, space="pixels")).mix
+        weights = draws(mixup=MixupParams(alpha=alpha, space="pixels", fixed_mixes=0)).mix
         assert weights.min() >= 0.5
         assert weights.max() <= 1
 
@@ -171,7 +171,7 @@ def test_mixup_weights_follow_a_beta_distribution_folded_to_the_larger_share():
 
 
 def test_without_mixup_every_image_is_itself():
-    assert (draws(mixup=MixupParams(alpha=0, space="pixels")).mix == 1).all()
+    assert (draws(mixup=MixupParams(alpha=0, space="pixels", fixed_mixes=0)).mix == 1).all()
 
 
 # --- transforms ---
@@ -302,7 +302,7 @@ def test_images_and_labels_are_mixed_with_the_same_partner_and_share():
 
 
 def test_mixup_without_alpha_is_the_identity():
-    weight = draws(mixup=MixupParams(alpha=0, space="pixels")).mix[:5]
+    weight = draws(mixup=MixupParams(alpha=0, space="pixels", fixed_mixes=0)).mix[:5]
     images = np.stack([picture(k) for k in range(5)])
     np.testing.assert_array_equal(mixed(images, weight), images)
 
@@ -320,7 +320,7 @@ def test_balanced_mixup_mixes_a_little_of_a_class_drawn_equally_often_into_each_
 
     labels = np.repeat([0, 1], [90, 10])
     partner_weights = np.where(labels == 0, 50 / 90, 50 / 10)
-    mixup = MixupParams(alpha=0.3, space="pixels")
+    mixup = MixupParams(alpha=0.3, space="pixels", fixed_mixes=0)
     several = [
         draw_epoch(KEYS[:100], np.ones(100), augment_params(balance="balanced_mixup"), mixup, epoch, partner_weights)
         for epoch in range(20)
@@ -430,7 +430,7 @@ def test_one_remedy_against_imbalance_at_a_time():
 
 
 def test_balanced_mixup_without_mixup_is_refused(dataset, splits, tmp_path):
-    off = MixupParams(alpha=0, space="pixels")
+    off = MixupParams(alpha=0, space="pixels", fixed_mixes=0)
     with pytest.raises(InputError, match=r"balanced_mixup mixes, but mixup\.alpha is 0; set mixup\.alpha"):
         augment(dataset, splits, augment_params(balance="balanced_mixup"), off, tmp_path / "p")
 
@@ -448,3 +448,85 @@ def test_what_is_not_built_is_refused_with_what_to_use_instead(dataset, splits, 
     with pytest.raises(InputError, match=r"before_split=true.*use augment\.before_split=false"):
         augment(dataset, splits, augment_params(before_split=True), MIXUP, tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+# --- fixed mixes ---
+
+
+def with_mixes(count, alpha=0.4):
+    return MixupParams(alpha=alpha, space="pixels", fixed_mixes=count)
+
+
+@pytest.mark.parametrize("balance", ["sampler", "balanced_mixup"])
+def test_fixed_mixes_are_of_train_images_and_more_of_them_begin_with_the_same(dataset, splits, tmp_path, balance):
+    for count in (5, 90):
+        augment(dataset, splits, augment_params(balance=balance), with_mixes(count), tmp_path / str(count))
+    few, many = (read_mixes(tmp_path / str(count)) for count in (5, 90))
+    assert tuple(many.columns) == MIX_COLUMNS
+    assert (len(few), len(many)) == (5, 90)
+    pd.testing.assert_frame_equal(few, many[:5])
+    train = set(train_rows(splits).table["image_id"])
+    assert set(many["image_a"]) | set(many["image_b"]) <= train
+    assert many["weight"].between(0, 1).all()
+    assert (many["image_a"] != many["image_b"]).mean() > 0.8
+    assert read_info(tmp_path / "90", PLAN)["fixed_mixes"] == 90
+
+
+def test_without_fixed_mixes_there_are_none(planned):
+    assert len(read_mixes(planned)) == 0
+
+
+def test_fixed_mixes_of_features_or_without_mixup_are_refused():
+    with pytest.raises(ValueError, match="fixed mixes are of pixels"):
+        MixupParams(alpha=0.2, space="features", fixed_mixes=3)
+    with pytest.raises(ValueError, match="fixed mixes are of pixels"):
+        with_mixes(3, alpha=0)
+
+
+@pytest.mark.parametrize(
+    ("mixup", "frozen", "said"),
+    [
+        (MIXUP, False, "pixels"),
+        (MIXUP, True, "features"),
+        (with_mixes(7), True, "pixels, 7 fixed mixes"),
+        (with_mixes(7), False, "pixels"),
+        (MixupParams(alpha=0, space="pixels", fixed_mixes=0), True, "off"),
+    ],
+)
+def test_where_images_are_mixed_is_said(mixup, frozen, said):
+    assert mixup.space_of(frozen=frozen) == said
+
+
+# --- files ---
+
+
+def test_an_epoch_can_be_had_as_files_that_name_their_parents(dataset, splits, tmp_path):
+    import cv2
+
+    params = augment_params(materialize=True)
+    augment(dataset, splits, params, MIXUP, tmp_path / "p")
+    folder = tmp_path / "p" / "materialized"
+    table, opened = pd.read_csv(folder / "HAM10000_metadata.csv"), Dataset.open(dataset)
+    train = train_rows(splits).table.set_index("image_id")
+    assert len(table) == len(train)
+    assert set(table["parent_id"]) <= set(train.index)
+    assert table["image_id"].is_unique
+    parents = train.loc[table["parent_id"]]
+    assert (table["lesion_id"].to_numpy() == parents["lesion_id"].to_numpy()).all()
+    assert (table["dx"].to_numpy() == parents["label"].to_numpy()).all()
+    assert {path.stem for path in (folder / "images").iterdir()} == set(table["image_id"])
+    row = table.iloc[0]
+    image = opened.images(opened.rows_of(pd.Series([row["parent_id"]])))
+    expected = transformed(image, *(row[name] for name in ("symmetry", "zoom", "brightness", "hue")))[0]
+    written = cv2.imread(str(folder / "images" / f"{row['image_id']}.png"))[..., ::-1]
+    np.testing.assert_allclose(written, expected, atol=0.51)
+    assert changed_files(open_artifact(tmp_path / "p", PLAN)) == []
+
+
+def test_the_files_are_a_source_that_can_be_ingested(dataset, splits, tmp_path):
+    from components.ingest.core import ingest
+
+    augment(dataset, splits, augment_params(materialize=True), MIXUP, tmp_path / "p")
+    info = ingest(data_params(tmp_path / "p" / "materialized"), tmp_path / "d", tmp_path / "state")
+    assert info["counts"]["images"] == len(train_rows(splits).table)
+    assert info["source"]["synthetic"] == Dataset.open(dataset).synthetic

@@ -15,10 +15,10 @@ import pandas as pd
 import pytest
 
 from dermaflow import contracts
-from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, load_backbone_weights
+from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, feature_extractor, load_backbone_weights
 from dermaflow.dataset import Dataset
 from dermaflow.errors import GateError, InputError
-from dermaflow.params import TrainParams, load_params
+from dermaflow.params import MixupParams, TrainParams, load_params
 from tests.sources import MIXUP, augment_params
 from tests.workspace import ROOT
 
@@ -134,11 +134,11 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(finished_run: Pa
     assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
 
-def planned(run: Path, target: Path, **changes) -> Path:
+def planned(run: Path, target: Path, mixup: MixupParams = MIXUP, **changes) -> Path:
     """A plan for the run's splits with other augmentation parameters."""
     from components.augment.core import augment
 
-    augment(run / "ingest/dataset", run / "split/splits", augment_params(**changes), MIXUP, target)
+    augment(run / "ingest/dataset", run / "split/splits", augment_params(**changes), mixup, target)
     return target
 
 
@@ -180,6 +180,37 @@ def test_each_remedy_against_imbalance_trains(finished_run: Path, tmp_path: Path
     assert np.isfinite(loss).all()
 
 
+def test_a_frozen_backbone_sees_fixed_mixes_of_pixels_once(finished_run: Path, tmp_path: Path, capfd):
+    """Their features are those of the mixed pixels; a second run computes none of them again."""
+    from components.train.core import _Features, gather
+
+    plan = planned(finished_run, tmp_path / "plan", MixupParams(alpha=1.0, space="pixels", fixed_mixes=20), feature_views=1)
+    info = train_in(finished_run, tmp_path, "resnet50", params(head_epochs=2), plan=plan)
+    assert info["mixup_space"] == "pixels, 20 fixed mixes"
+    assert "features of the frozen backbone, mixes" in capfd.readouterr().err
+    again = train_in(finished_run, tmp_path, "resnet50", params(head_epochs=2), plan=plan)
+    assert "features of the frozen backbone" not in capfd.readouterr().err
+    assert again["weights_digest"] == info["weights_digest"]
+
+    inputs = finished_run / "ingest/dataset", finished_run / "split/splits", plan, finished_run / "segment/masks"
+    material = gather(*inputs, params())
+    model = build_model("resnet50", classes=7, size=72, channels=3, dropout=0.5, seed=1)
+    features = _Features(model, material, tmp_path / "other")
+    first = material.mixes.iloc[0]
+    rows = material.dataset.rows_of(pd.Series([first["image_a"], first["image_b"]]))
+    own, other = (symmetric(image, first[f"symmetry_{side}"]) for image, side in zip(material.inputs(rows), "ab", strict=True))
+    pixels = first["weight"] * own + (1 - first["weight"]) * other
+    expected = feature_extractor(model)(pixels[None]).numpy()[0]
+    np.testing.assert_allclose(features.mixes()[0], expected, rtol=1e-3, atol=1e-4)
+
+
+def symmetric(image: np.ndarray, code: int) -> np.ndarray:
+    """The image in one of the square's eight symmetries, float32."""
+    image = image.transpose(1, 0, 2) if code & 4 else image
+    image = image[::-1] if code & 2 else image
+    return (image[:, ::-1] if code & 1 else image).astype(np.float32)
+
+
 def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path):
     from dermaflow.artifacts import new_artifact
 
@@ -187,7 +218,8 @@ def test_a_plan_with_a_test_image_is_refused(finished_run: Path, tmp_path: Path)
     plan = contracts.read_plan(finished_run / "augment/plan")
     intruder = splits.loc[splits["split"] == "test", "image_id"].iloc[0]
     with new_artifact(tmp_path / "plan", contracts.PLAN) as folder:
-        shutil.copy(finished_run / "augment/plan/plan.json", folder)
+        for name in ("plan.json", "mixes.parquet"):
+            shutil.copy(finished_run / "augment/plan" / name, folder)
         pd.concat([plan, plan.iloc[:1].assign(image_id=intruder)]).to_parquet(folder / "plan.parquet")
     with pytest.raises(InputError, match=f"{intruder} is not in the train split"):
         train_in(finished_run, tmp_path, "cnn", params(), plan=tmp_path / "plan")

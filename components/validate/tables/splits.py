@@ -59,8 +59,10 @@ def plan_tables(plan: Path, splits: Path) -> Tables:
 
     plan: a row of the plan each, with split_of_parent, and agrees (with the splits on lesion and label).
     images: a train image each, with planned.
+    mixes: a fixed mix each: image_id (the first), other_image, and the splits of both.
     """
     rows, table = contracts.read_plan(plan), contracts.read_splits(splits)
+    mixes = contracts.read_mixes(plan)
     parents = rows_of(rows["image_id"], table)
     agrees = rows["lesion_id"].to_numpy() == parents["lesion_id"].to_numpy()
     agrees &= rows["label"].to_numpy() == parents["label"].to_numpy()
@@ -68,6 +70,14 @@ def plan_tables(plan: Path, splits: Path) -> Tables:
     return {
         "plan": rows.assign(split_of_parent=parents["split"].fillna("none").to_numpy(), agrees=agrees),
         "images": train.assign(planned=train["image_id"].isin(rows["image_id"])),
+        "mixes": pd.DataFrame(
+            {
+                "image_id": mixes["image_a"],
+                "other_image": mixes["image_b"],
+                "split_of_parent": rows_of(mixes["image_a"], table)["split"].fillna("none"),
+                "split_of_other": rows_of(mixes["image_b"], table)["split"].fillna("none"),
+            }
+        ),
     }
 
 
