@@ -91,7 +91,9 @@ def keep(row: dict[str, Any]) -> None:
     rows = json.loads(TABLE.read_text()) if TABLE.exists() else []
     others = [other for other in rows if (other["issue"], other["line"]) != (row["issue"], row["line"])]
     rows = sorted([*others, row], key=lambda row: (row["issue"], row["line"]))
-    TABLE.write_text(json.dumps(rows, indent=2) + "\n")
+    fresh = TABLE.with_name(f".{TABLE.name}.new")  # a proof that is killed must not take the others' rows with it
+    fresh.write_text(json.dumps(rows, indent=2) + "\n")
+    fresh.replace(TABLE)
 
 
 def number(path: Path) -> tuple[int, int]:
