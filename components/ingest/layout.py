@@ -56,6 +56,9 @@ from dermaflow.params import DataParams
 SOURCE_FILE = "source.json"
 _ARCHIVE = re.compile(r".*?\.zip/", re.IGNORECASE | re.DOTALL)
 _MAX_PATH = 512  # characters; a column is as wide as its longest path
+_ORDINARY = re.compile(  # an image with whose name nothing is wrong, as nearly all: one look instead of the five below
+    rf"(?:[A-Za-z0-9][A-Za-z0-9 ._-]*/)*({SAFE_ID.pattern})(?<!{MASK_ENDING.rpartition('.')[0]})\.(?:jpe?g|png)"
+)
 Reject = tuple[str, str, str, str, str]
 
 
@@ -145,6 +148,10 @@ class _Found:
 def _gather(files: Files, params: DataParams) -> _Found:
     found = _Found()
     for file in files.walk():
+        ordinary = _ORDINARY.fullmatch(file.uri)
+        if ordinary and isinstance(file, Entry) and 0 < file.size <= params.max_file_bytes and len(file.uri) <= _MAX_PATH:
+            found.images.add(ordinary[1], file)
+            continue
         if _passed_over(file.uri):
             continue
         kind, image_id = _kind_of(file.uri)
