@@ -19,7 +19,7 @@ import sys
 import time
 from typing import Any
 
-from measured import contestant, machine, run
+from measured import contestant, machine, run, tell
 
 MOST = {"augmented / plain": 1.05}
 BATCH, CLASSES = 32, 7
@@ -32,8 +32,9 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
     import pandas as pd
     import tensorflow as tf
 
+    from components.train.loop import compiled_step
     from dermaflow.architectures import build_model
-    from dermaflow.augmentation import augmented, mix, plan_draws
+    from dermaflow.augmentation import NUMBERS, augmented, mix, plan_draws
     from dermaflow.params import load_params
 
     tf.config.experimental.enable_op_determinism()
@@ -41,7 +42,6 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
     model = build_model("cnn", classes=CLASSES, size=size, channels=3, dropout=0.5, seed=1)
     optimizer = keras.optimizers.Adam(params.train.learning_rate)
     optimizer.build(model.trainable_variables)
-    loss_function = keras.losses.CategoricalCrossentropy(from_logits=True)
     rows = pd.DataFrame({"image_id": [f"I{k}" for k in range(images)], "weight": 1.0, "partner_weight": 0.0})
     draws = plan_draws(rows, params.augment, params.mixup, epoch=0)
     pixels = np.random.default_rng(0).integers(0, 256, (images, size, size, 3)).astype(np.uint8)
@@ -53,19 +53,8 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
     def changed(images: Any, labels: Any, *numbers: Any) -> tuple[Any, Any]:
         return augmented(images, *numbers), mix(tf.one_hot(labels, CLASSES), numbers[-1])
 
-    def compiled(prepare: Any) -> Any:
-        @tf.function  # type: ignore[untyped-decorator]
-        def train_step(*batch: Any) -> Any:
-            inputs, vectors = prepare(*batch)
-            with tf.GradientTape() as tape:
-                loss = loss_function(vectors, model(inputs, training=True))
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-            return loss
-
-        return train_step
-
-    train_steps = {name: compiled({"plain": as_they_are, "augmented": changed}[name]) for name in names}
+    prepared = {"plain": as_they_are, "augmented": changed}
+    train_steps = {name: compiled_step(model, optimizer, prepared[name]) for name in names}
 
     def go() -> Any:
         seconds: dict[str, list[float]] = {name: [] for name in names}
@@ -74,8 +63,7 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
             for name, train_step in train_steps.items():
                 started = time.perf_counter()
                 taken = draws.rows[part]
-                numbers = [getattr(draws, field)[part] for field in ("symmetry", "zoom", "brightness", "hue", "mix")]
-                batch = (pixels[taken], labels[taken], *numbers)
+                batch = (pixels[taken], labels[taken], *draws.take(part, *NUMBERS, "mix"))
                 float(train_step(*(tf.convert_to_tensor(array) for array in batch)))
                 seconds[name].append(time.perf_counter() - started)
         return {name: 1000 * float(np.median(all_[2:])) for name, all_ in seconds.items()}
@@ -124,11 +112,7 @@ def main() -> int:
         print(json.dumps(told, indent=2))
     else:
         print(f"CNN at {told['size']} pixels, batches of {BATCH}, on {told['machine']}")
-        for part in ("milliseconds_a_step", "peak_anonymous_mib", "ratios"):
-            print(f"\n{part.replace('_', ' ')}")
-            for name, value in told[part].items():
-                print(f"  {name:<20} {value:>10}" + (f"   (bound: at most {MOST[name]})" if name in MOST else ""))
-        print("\nmissed: " + ", ".join(told["missed"]) if told["missed"] else "\nthe bound holds")
+        tell(told, ("milliseconds_a_step", "peak_anonymous_mib", "ratios"), {}, MOST)
     return 1 if told["missed"] else 0
 
 

@@ -24,7 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measured import SHARED, contestant, machine, run
+from measured import SHARED, contestant, machine, run, tell
 
 SIZE = 224
 BOUNDS = {"ingest / newcomer": 1.7, "ingest / bound": 0.80}
@@ -185,12 +185,7 @@ def main() -> int:
         print(json.dumps(told, indent=2))
     else:
         print(f"{told['images']} images on {told['machine']}")
-        for part in ("images_per_second", "peak_anonymous_mib", "ratios"):
-            print(f"\n{part.replace('_', ' ')}")
-            for name, value in told[part].items():
-                least = f"   (bound: at least {BOUNDS[name]})" if name in BOUNDS and part == "ratios" else ""
-                print(f"  {name:<30} {value:>10}{least}")
-        print("\nmissed: " + ", ".join(told["missed"]) if told["missed"] else "\nevery bound holds")
+        tell(told, ("images_per_second", "peak_anonymous_mib", "ratios"), BOUNDS, {})
     return 1 if told["missed"] else 0
 
 

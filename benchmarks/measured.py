@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,17 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     if process.returncode or not lines:
         raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}\n{err[-2000:]}")
     return {**json.loads(lines[-1].removeprefix("MEASURED ")), "peak_anonymous_mib": round(mib, 1)}
+
+
+def tell(told: Mapping[str, Any], parts: Sequence[str], least: Mapping[str, float], most: Mapping[str, float]) -> None:
+    """Print parts of a comparison for people, each figure that has a bound with it, and what was missed."""
+    for part in parts:
+        print(f"\n{part.replace('_', ' ')}")
+        for name, value in told[part].items():
+            bound = f"   (bound: at least {least[name]})" if name in least else ""
+            bound += f"   (bound: at most {most[name]})" if name in most else ""
+            print(f"  {name:<40} {value:>10}{bound}")
+    print("\nmissed: " + ", ".join(told["missed"]) if told["missed"] else "\nevery bound holds")
 
 
 def machine() -> str:

@@ -29,6 +29,7 @@ Floats = npt.NDArray[np.float32]
 FLIPS = (0, 1, 2, 3)
 TURNS = (0, 5, 3, 6)
 ALL_SYMMETRIES = tuple(range(8))
+NUMBERS = ("symmetry", "zoom", "brightness", "hue")  # of a draw: what `transform` takes, in its order
 _PARTNER = np.uint64(0xD1B54A32D192ED03)  # makes a partner's random numbers other ones than the image's own
 
 
@@ -70,6 +71,11 @@ class Draws:
     mix: Floats
     choice: npt.NDArray[np.float64]
     partners: Draws | None = None
+
+    def take(self, part: slice, *names: str) -> list[Any]:
+        """Fields of some draws; where partners were drawn, theirs come after."""
+        sides = [self] if self.partners is None else [self, self.partners]
+        return [np.concatenate([getattr(side, name)[part] for side in sides]) for name in names]
 
 
 def allowed_symmetries(params: AugmentParams) -> tuple[int, ...]:

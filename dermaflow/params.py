@@ -163,7 +163,7 @@ class AugmentParams(Section):
         return self
 
     def require_available(self) -> None:
-        """Raise InputError for what params may name and no step carries out."""
+        """Raise InputError for what params may name and no step carries out yet: the paper profile's order (issue 4)."""
         if self.before_split:
             raise InputError(
                 "augment.before_split=true, by which the paper profile makes its eight balanced classes before a random split, "

@@ -89,7 +89,9 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             parted = split_step(dataset=dataset, split=split, previous=previous, code=code_digest("split"))
             splits = parted.after(validated).set_display_name("Split by lesion").outputs["splits"]
 
-            splits_checked = validate_splits(dataset=dataset, splits=splits, validate=validate, code=code_digest("validate"))
+            splits_checked = validate_splits(
+                dataset=dataset, splits=splits, validate=validate, previous=previous, code=code_digest("validate")
+            )
             splits_checked.set_display_name("Check the splits")
 
             planned = augment_step(dataset=dataset, splits=splits, augment=augment, mixup=mixup, code=code_digest("augment"))

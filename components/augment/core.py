@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,8 @@ def plan_rows(rows: TrainRows, params: AugmentParams) -> pd.DataFrame:
     if not isinstance(rows, TrainRows):
         raise TypeError(f"plan_rows takes TrainRows, not {type(rows).__name__}: nothing else may be drawn")
     train = rows.table.sort_values("image_id", ignore_index=True)
-    equally = _equally_often(train["label"])
-    drawn = train[["image_id", "lesion_id", "label"]].assign(
-        weight=equally if params.balance == "sampler" else _weights(train["label"], params),
-        partner_weight=equally if params.balance == "balanced_mixup" else 0.0,
-    )
+    weight, partner_weight = _weights(train["label"], params)
+    drawn = train[["image_id", "lesion_id", "label"]].assign(weight=weight, partner_weight=partner_weight)
     symmetries = _view_symmetries(train["image_id"], params)
     views = [drawn.assign(view=view, symmetry=symmetries[:, view]) for view in range(symmetries.shape[1])]
     return pd.concat(views).sort_values(["image_id", "view"], ignore_index=True)
@@ -75,38 +73,55 @@ def fixed_mixes(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams) -
     They are the pairs of epochs -1, -2, ..., which no trainer sees, so that more mixes begin with the same.
     """
     images = plan[plan["view"] == 0].reset_index(drop=True)
-    parts, epoch = [pd.DataFrame(columns=list(MIX_COLUMNS))], 0
-    while sum(map(len, parts)) < mixup.fixed_mixes:
-        epoch -= 1
+    ids = images["image_id"].to_numpy(object)
+    columns: dict[str, list[Any]] = {name: [] for name in MIX_COLUMNS}
+    epoch = -1
+    while len(columns["weight"]) < mixup.fixed_mixes:
         own = plan_draws(images, params, mixup, epoch)
         rows, symmetry = (
             (np.roll(own.rows, 1), np.roll(own.symmetry, 1))
             if own.partners is None
             else (own.partners.rows, own.partners.symmetry)
         )
-        ids = images["image_id"].to_numpy()
-        values = (ids[own.rows], own.symmetry, ids[rows], symmetry, own.mix)
-        parts.append(pd.DataFrame(dict(zip(MIX_COLUMNS, values, strict=True))))
-    types = {"image_a": str, "symmetry_a": np.int32, "image_b": str, "symmetry_b": np.int32, "weight": np.float32}
-    return pd.concat(parts[-1:] if len(parts) == 1 else parts[1:], ignore_index=True)[: mixup.fixed_mixes].astype(types)
+        for column, values in zip(columns.values(), (ids[own.rows], own.symmetry, ids[rows], symmetry, own.mix), strict=True):
+            column.extend(values)
+        epoch -= 1
+    types = (str, np.int32, str, np.int32, np.float32)
+    return pd.DataFrame(columns)[: mixup.fixed_mixes].astype(dict(zip(MIX_COLUMNS, types, strict=True)))
+
+
+def _weights(labels: pd.Series[str], params: AugmentParams) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Weight and partner_weight of each image, by the one remedy against imbalance that is asked for."""
+    once, never = np.ones(len(labels)), np.zeros(len(labels))
+    match params.balance:
+        case "none":
+            return once, never
+        case "sampler":
+            return _equally_often(labels), never
+        case "target_per_class":
+            return _as_targeted(labels, params.targets), never
+        case "balanced_mixup":
+            return once, _equally_often(labels)
 
 
 def _equally_often(labels: pd.Series[str]) -> npt.NDArray[np.float64]:
     """Weights by which each class is drawn equally often, in as many draws as there are images."""
-    counts = labels.map(labels.value_counts()).to_numpy(dtype=np.float64)
-    return np.asarray(len(labels) / (labels.nunique() * counts))
+    return _shared_out(labels, dict.fromkeys(labels.unique(), len(labels) / labels.nunique()))
 
 
-def _weights(labels: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.float64]:
-    """Weights by which each class is drawn as often as its target says; where there are no targets, 1 each."""
-    if not params.targets:
-        return np.ones(len(labels))
-    missing = sorted(set(labels) ^ set(params.targets))
+def _as_targeted(labels: pd.Series[str], targets: dict[str, int]) -> npt.NDArray[np.float64]:
+    """Weights by which each class is drawn as often as its target says."""
+    missing = sorted(set(labels) ^ set(targets))
     if missing:
         why = "not named" if missing[0] in set(labels) else "not a class of the train part"
         raise InputError(f"augment.targets: {missing[0]} is {why}; name each of {', '.join(sorted(set(labels)))} and no other")
+    return _shared_out(labels, targets)
+
+
+def _shared_out(labels: pd.Series[str], draws: Mapping[str, float]) -> npt.NDArray[np.float64]:
+    """Each class's draws, in equal parts for its images."""
     counts = labels.map(labels.value_counts()).to_numpy(dtype=np.float64)
-    return labels.map(params.targets).to_numpy(dtype=np.float64) / counts
+    return labels.map(draws).to_numpy(dtype=np.float64) / counts
 
 
 def _view_symmetries(image_ids: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.int32]:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dermaflow.artifacts import write_json
-from dermaflow.augmentation import plan_draws, transform
+from dermaflow.augmentation import NUMBERS, plan_draws, transform
 from dermaflow.dataset import CLINICAL_COLUMNS, Dataset
 from dermaflow.params import AugmentParams, MixupParams
 from dermaflow.progress import progress
@@ -35,13 +35,12 @@ def write_images(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mi
     parents = images["image_id"].iloc[draws.rows].reset_index(drop=True)
     rows = dataset.rows_of(parents)
     table = _metadata(dataset, rows, parents)
-    for name in ("symmetry", "zoom", "brightness", "hue"):
-        table[name] = getattr(draws, name)
+    table = table.assign(**{name: getattr(draws, name) for name in NUMBERS})
     target = folder / FOLDER
     (target / "images").mkdir(parents=True)
     for start in range(0, len(rows), _BATCH):
         part = slice(start, start + _BATCH)
-        numbers = (tf.constant(table[name].to_numpy()[part]) for name in ("symmetry", "zoom", "brightness", "hue"))
+        numbers = (tf.constant(table[name].to_numpy()[part]) for name in NUMBERS)
         pixels = transform(tf.constant(dataset.images(rows[part])), *numbers).numpy().round().astype(np.uint8)
         for image_id, image in zip(table["image_id"][part], pixels, strict=True):
             cv2.imwrite(str(target / "images" / f"{image_id}.png"), image[..., ::-1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dermaflow.augmentation import mix, plan_draws, transform
+from dermaflow.augmentation import NUMBERS, mix, plan_draws, transform
 from dermaflow.dataset import Dataset
 from dermaflow.params import AugmentParams, MixupParams
 
@@ -22,13 +22,10 @@ def draw_preview(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mi
 
     images = plan[plan["view"] == 0].reset_index(drop=True)
     draws = plan_draws(images, params, mixup, epoch=0)
-    parts = [draws] if draws.partners is None else [draws, draws.partners]
     first = slice(0, COLUMNS)
-    rows = dataset.rows_of(images["image_id"].iloc[np.concatenate([part.rows[first] for part in parts])])
+    drawn, *numbers = draws.take(first, "rows", *NUMBERS)
+    rows = dataset.rows_of(images["image_id"].iloc[drawn])
     originals, labels = dataset.images(rows), np.eye(len(dataset.classes), dtype=np.float32)[dataset.labels[rows]]
-    numbers = [
-        np.concatenate([getattr(part, name)[first] for part in parts]) for name in ("symmetry", "zoom", "brightness", "hue")
-    ]
     changed = transform(tf.constant(originals), *map(tf.constant, numbers))
     weight, paired = tf.constant(draws.mix[first]), draws.partners is not None
     mixed, vectors = (mix(values, weight, paired=paired).numpy() for values in (changed, tf.constant(labels)))

@@ -17,7 +17,7 @@ from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import SplitParams
 
-__all__ = ["Memory", "assign", "earlier_at", "leakage", "split"]
+__all__ = ["assign", "earlier_at", "leakage", "split"]
 
 RANDOM_MARK = "random split by image: leaks, not promotable"
 

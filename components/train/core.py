@@ -21,7 +21,7 @@ from components.train.loop import Batches, Prepare, State, fit
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, HEAD, build_model, feature_extractor, load_backbone_weights, require_size
 from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
-from dermaflow.augmentation import Draws, Purpose, augmented, mix, plan_draws, transform, uniform
+from dermaflow.augmentation import NUMBERS, Draws, Purpose, augmented, mix, plan_draws, transform, uniform
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks, channels_of
@@ -165,7 +165,7 @@ def image_batches(material: Material) -> tuple[Prepare, Batches]:
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
         draws = material.draws(epoch)
         for part in _batch_slices(len(draws.rows), params.batch_size):
-            rows, *numbers = _with_partners(draws, part, "rows", "symmetry", "zoom", "brightness", "hue")
+            rows, *numbers = draws.take(part, "rows", *NUMBERS)
             yield material.inputs(material.train_rows[rows]), train_labels[rows], *numbers, draws.mix[part]
 
     return prepare, batches
@@ -248,7 +248,7 @@ def feature_batches(material: Material, views: npt.NDArray[np.float32]) -> tuple
     def batches(epoch: int) -> Iterator[tuple[Any, ...]]:
         draws = material.draws(epoch)
         for part in _batch_slices(len(draws.rows), params.batch_size):
-            rows, choice = _with_partners(draws, part, "rows", "choice")
+            rows, choice = draws.take(part, "rows", "choice")
             yield views[rows, (choice * views.shape[1]).astype(np.int64)], train_labels[rows], draws.mix[part]
 
     return prepare, batches
@@ -282,12 +282,6 @@ def _fixed_mix_batches(
             yield inputs, np.concatenate([labels[draws.rows[drawn]], mixed_labels[fixed]])
 
     return lambda inputs, vectors: (inputs, vectors), batches
-
-
-def _with_partners(draws: Draws, part: slice, *names: str) -> list[Any]:
-    """Fields of some draws, those of their partners after them where they were drawn some."""
-    sides = [draws] if draws.partners is None else [draws, draws.partners]
-    return [np.concatenate([getattr(side, name)[part] for side in sides]) for name in names]
 
 
 class _Features:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from dermaflow.progress import progress
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 Batches = Callable[[int], Iterator[tuple[Any, ...]]]
 Prepare = Callable[..., tuple[Any, Any]]
@@ -75,17 +76,8 @@ def fit(
 
     optimizer = keras.optimizers.Adam(learning_rate)
     optimizer.build(model.trainable_variables)
-    loss_function = keras.losses.CategoricalCrossentropy(from_logits=True)
 
-    @tf.function  # type: ignore[untyped-decorator]
-    def train_step(*batch: tf.Tensor) -> tf.Tensor:
-        inputs, vectors = prepare(*batch)
-        with tf.GradientTape() as tape:
-            loss = loss_function(vectors, model(inputs, training=True))
-        gradients = tape.gradient(loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
+    train_step = compiled_step(model, optimizer, prepare)
     variables = [*model.variables, *optimizer.variables]
     state = _restore(state_file, variables)
     for epoch in range(state.epoch, epochs):
@@ -119,6 +111,25 @@ def fit(
         _keep(state_file, state, variables)
     model.set_weights(state.best_weights)
     return state
+
+
+def compiled_step(model: keras.Model, optimizer: keras.Optimizer, prepare: Prepare) -> Callable[..., tf.Tensor]:
+    """One step of training on the cross-entropy of label vectors, compiled: batch arrays as tensors -> loss, a scalar."""
+    import keras
+    import tensorflow as tf
+
+    loss_function = keras.losses.CategoricalCrossentropy(from_logits=True)
+
+    @tf.function  # type: ignore[untyped-decorator]
+    def train_step(*batch: tf.Tensor) -> tf.Tensor:
+        inputs, vectors = prepare(*batch)
+        with tf.GradientTape() as tape:
+            loss = loss_function(vectors, model(inputs, training=True))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    return cast("Callable[..., tf.Tensor]", train_step)
 
 
 def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> float:

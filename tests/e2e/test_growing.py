@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -46,6 +47,9 @@ def test_a_run_on_grown_data_keeps_every_side_and_numbers_the_test_set_anew(work
     tags = workspace.json("models", "--profile", "phantom")[0]["tags"]
     assert tags["dermaflow.test_set.version"] == "2"
     assert tags["dermaflow.splits.previous"].startswith("sha256:")
+    report = json.loads((workspace.path / "runs" / second["run_id"] / "validate-splits/report/validation.json").read_text())
+    assert [row["version"] for row in report["overview"]["splits: frozen"]] == [1]
+    assert next(rule for rule in report["rules"] if rule["rule"] == "each earlier test set has its members still")["success"]
     gates = {gate["name"]: gate for gate in second["gates"]}
     assert gates["never_tested"]["verdict"] == "pass"
     page = (workspace.path / "runs" / second["run_id"] / "report.html").read_text()
