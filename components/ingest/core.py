@@ -99,6 +99,7 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
             rejects.to_parquet(folder / "rejects.parquet", index=False)
             pa.default_memory_pool().release_unused()  # the manifest was made of many small tables
             info = _describe(source, read_manifest(folder, (*_CONTENT, "withdrawn")), rejects, params, files)
+            pa.default_memory_pool().release_unused()  # and so was the digest of its content
             pairs = _neighbours(Dataset(Artifact(folder, KIND, "", {}), info), earlier, changes, work)
             pairs.to_parquet(folder / "neighbours.parquet", index=False)
             write_json(folder / "dataset.json", info)
