@@ -1,7 +1,7 @@
 """The pipeline steps, one folder each, and the tasks of the pipeline; both in their order."""
 
 STEPS = (
-    *("ingest", "validate", "segment", "split", "augment"),
+    *("balance", "ingest", "validate", "segment", "split", "augment"),
     *("train", "evaluate", "select", "compare", "explain"),
     *("register", "promote", "notify"),
 )
@@ -11,6 +11,7 @@ TASKS = (  # steps and gates: what reads an artifact comes after the artifact's 
     *("train", "evaluate", "validate-predictions", "select", "compare", "explain"),
     *("register", "promote", "notify"),
 )
+BEFORE = ("ingest-originals", "validate-originals", "balance")  # tasks that come first with augment.before_split alone
 
 
 def module_of(task: str) -> str:

@@ -3,6 +3,8 @@
 Order and abbreviations follow Tschandl, Rosendahl and Kittler, Sci Data 5, 180161 (2018), table 1.
 """
 
+MELANOMA = "mel"
+NORMAL = "normal"  # the study's eighth class: no diagnosis, cut from images of lesions (components/balance)
 HAM10000_CLASSES: tuple[str, ...] = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 
 CLASS_TITLES: dict[str, str] = {
@@ -13,4 +15,5 @@ CLASS_TITLES: dict[str, str] = {
     "mel": "melanoma",
     "nv": "melanocytic nevus",
     "vasc": "vascular lesion",
+    "normal": "skin beside a lesion",
 }

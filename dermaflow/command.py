@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from dermaflow.errors import InputError
 from dermaflow.params import Params, load_params
 
 
@@ -28,4 +29,10 @@ def step_arguments(step: str, description: str, *folders: str, **choices: tuple[
     parser.add_argument("--profile", default="default", help="params.yaml with params/PROFILE.yaml laid over it")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override one parameter")
     options = parser.parse_args()
-    return options, load_params(options.profile, options.set)
+    params = load_params(options.profile, options.set)
+    if params.augment.before_split and step != "balance":
+        raise InputError(
+            "augment.before_split needs three tasks before the first step, which only the pipeline has: use dermaflow run "
+            f"--profile {params.profile}, or augment.before_split=false with balance none and no targets"
+        )
+    return options, params

@@ -48,7 +48,8 @@ IMAGE_COLUMNS = (
     "shard",
     "row",
 )  # what an image's files say
-MANIFEST_COLUMNS = ("image_id", "lesion_id", "label", *CLINICAL_COLUMNS, *IMAGE_COLUMNS[1:], "withdrawn")
+MANIFEST_COLUMNS = ("image_id", "lesion_id", "label", *CLINICAL_COLUMNS, "parent_id", *IMAGE_COLUMNS[1:], "withdrawn")
+_SINCE: dict[str, Any] = {"withdrawn": False, "parent_id": ""}  # columns that older files lack, and what they would hold
 
 
 def read_manifest(folder: Path, columns: Container[str] | None = None) -> pd.DataFrame:
@@ -57,7 +58,7 @@ def read_manifest(folder: Path, columns: Container[str] | None = None) -> pd.Dat
     there = pq.read_schema(path).names
     wanted = [name for name in there if columns is None or name in columns]
     table = pd.read_parquet(path, columns=wanted, memory_map=True, pre_buffer=False)  # half the memory on top of the rows
-    return table if "withdrawn" in there else table.assign(withdrawn=False)  # format 1 knew no tombstones
+    return table.assign(**{name: value for name, value in _SINCE.items() if name not in there})
 
 
 def active_rows(rows: pd.DataFrame) -> pd.DataFrame:
@@ -105,6 +106,12 @@ class Dataset:
     def synthetic(self) -> bool:
         """Whether the images are drawn, not photographed."""
         return bool(self.info["source"]["synthetic"])
+
+    @property
+    def mark(self) -> str | None:
+        """What nobody may overlook in anything that is made of these images, or None: paper protocol, not promotable."""
+        mark = self.info["source"].get("mark")
+        return None if mark is None else str(mark)
 
     @property
     def content_digest(self) -> str:

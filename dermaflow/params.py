@@ -160,15 +160,12 @@ class AugmentParams(Section):
                 f"balance is {self.balance!r} and targets {'are given' if self.targets else 'are empty'}; targets say how "
                 "often each class is drawn an epoch with balance target_per_class, and with no other: one remedy at a time"
             )
-        return self
-
-    def require_available(self) -> None:
-        """Raise InputError for what params may name and no step carries out yet: the paper profile's order (issue 4)."""
-        if self.before_split:
-            raise InputError(
-                "augment.before_split=true, by which the paper profile makes its eight balanced classes before a random split, "
-                "is not built yet; use augment.before_split=false, or another profile"
+        if self.before_split and self.balance != "target_per_class":
+            raise ValueError(
+                f"before_split is true with balance {self.balance}; before the split classes are balanced to targets: use "
+                "balance target_per_class with targets, or before_split false"
             )
+        return self
 
 
 class MixupParams(Section):

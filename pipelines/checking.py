@@ -84,7 +84,7 @@ def _check_source(data: str, params: Params, wanted: ValidateParams, out: Path) 
 
     told = params.data.model_copy(update={"source": data, "subset": None, "max_reject_share": 1.0})
     source = open_source(told)
-    report = check_listing(source.metadata, source.refused, wanted, out)
+    report = check_listing(source.metadata, source.refused, source.classes, wanted, out)
     if not report["success"]:
         return report
     from components.ingest.core import ingest  # not before: a source that is refused needs no decoder

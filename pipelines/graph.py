@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from components import TASKS
+from components import BEFORE, TASKS
 from dermaflow.errors import InputError
 from dermaflow.params import Params
 from pipelines.preflight import default_arguments
@@ -45,13 +45,16 @@ def compile_to(output: Path, params: Params) -> None:
 
 
 def tasks(params: Params) -> list[dict[str, Any]]:
-    """The compiled pipeline's tasks in the order of TASKS: name, after (tasks), image, gpu (count), cached."""
+    """The compiled pipeline's tasks in the order in which they run: name, after (tasks), image, gpu (count), cached."""
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "pipeline.yaml")
         compile_to(path, params)
         spec = next(yaml.safe_load_all(path.read_text()))
     found = _flatten(spec, spec["root"]["dag"], inherited=[])
-    return [_describe(spec, name, *found[name]) for name in sorted(found, key=TASKS.index)]
+    return [_describe(spec, name, *found[name]) for name in sorted(found, key=_ORDER.index)]
+
+
+_ORDER = (*BEFORE, *TASKS)
 
 
 def _flatten(spec: dict[str, Any], dag: dict[str, Any], inherited: list[str]) -> dict[str, tuple[dict[str, Any], list[str]]]:
@@ -73,7 +76,7 @@ def _describe(spec: dict[str, Any], name: str, task: dict[str, Any], after: list
     container = spec["deploymentSpec"]["executors"][label]["container"]
     return {
         "name": name,
-        "after": sorted((step for step in after if step in TASKS), key=TASKS.index),
+        "after": sorted((step for step in after if step in _ORDER), key=_ORDER.index),
         "image": container["image"],
         "gpu": int(container.get("resources", {}).get("accelerator", {}).get("resourceCount", 0)),
         "cached": bool(task.get("cachingOptions", {}).get("enableCache", False)),

@@ -113,6 +113,10 @@ def _look_at_source(params: Params) -> str:
         return f"{params.data.source}: will be fetched from {params.data.repository} when the run starts"
     source = open_source(params.data)
     refuse_too_many(source.refused, source, params.data)
+    if params.augment.before_split:
+        from components.balance.core import require_targets
+
+        require_targets(set(source.metadata["dx"]), params.augment, masks=bool(source.masks))
     kind = "synthetic" if source.description["synthetic"] else "photographed"
     return f"{params.data.source}: {len(source.metadata)} {kind} images of {source.metadata['lesion_id'].nunique()} lesions"
 
@@ -131,7 +135,6 @@ def _look_at_architectures(params: Params) -> str:
 
 
 def _look_at_augmentation(params: Params) -> str:
-    params.augment.require_available()
     params.mixup.require_balance(params.augment)
     for name in params.train.architectures:
         params.mixup.require_fit(name)

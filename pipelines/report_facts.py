@@ -181,11 +181,13 @@ def _banners(dataset: Dataset | None, splits: Info | None, architectures: list[I
     random = [entry["name"] for entry in architectures if entry["model"] and entry["model"]["pipeline_check"]]
     if random:
         banners.append(f"Pipeline check, not a result: the backbone of {' and '.join(random)} has random weights.")
+    if dataset is not None and dataset.mark:
+        banners.append(f"{dataset.mark[0].upper()}{dataset.mark[1:]}.")
     if splits is not None and not splits["promotable"]:
-        leaks = splits["leakage"]["all"]
+        leaks, by = splits["leakage"]["all"], "image, not by lesion" if splits["strategy"] == "random" else "lesion"
         banners.append(
-            f"Random split by image, not by lesion: {leaks['with_relative_in_train']} of {leaks['test_images']} test images "
-            "have a relative in train, so every figure below is too good. Such a model can not be promoted."
+            f"Split by {by}: {leaks['with_relative_in_train']} of {leaks['test_images']} test images have a relative in train, "
+            "so every figure below is too good. Such a model can not be promoted."
         )
     if decision is not None and decision["waived"]:
         banners.append(f"The policy waived: {', '.join(decision['waived'])}.")

@@ -3,11 +3,13 @@
 This is the one definition. `pipelines.local` runs it in processes, and the compiled form runs on Kubeflow.
 """
 
+import copy
 from typing import Any
 
 from kfp import dsl
 
 from components.augment.component import augment as augment_step
+from components.balance.component import balance as balance_step
 from components.compare.component import compare as compare_step
 from components.evaluate.component import evaluate as evaluate_step
 from components.explain.component import explain as explain_step
@@ -23,6 +25,7 @@ from components.validate.component import validate as validate_step
 from components.validate.masks_and_plan.component import validate_masks_and_plan
 from components.validate.predictions.component import validate_predictions
 from components.validate.splits.component import validate_splits
+from dermaflow.params import AugmentParams
 from pipelines.code import code_digest
 
 PIPELINE_NAME = "dermaflow"
@@ -30,14 +33,27 @@ GPU = "nvidia.com/gpu"
 RUN_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
 
 
+def _named(component: Any, name: str) -> Any:
+    """A component as a task of another name: what it does twice must be told apart in reports, folders and pods."""
+    other = copy.copy(component)
+    other.component_spec = copy.deepcopy(component.component_spec)
+    other.component_spec.name = name
+    return other
+
+
+ingest_originals, validate_originals = _named(ingest_step, "ingest-originals"), _named(validate_step, "validate-originals")
+
+
 def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
     """Build the pipeline.
 
     Parameters
     ----------
-    defaults: value of each pipeline parameter, from `pipelines.arguments`; a run may override any of them.
+    defaults: value of each pipeline parameter, from `pipelines.arguments`; a run may override any of them. With
+        augment.before_split the graph begins with the tasks of components.BEFORE.
     parallelism: architectures trained at the same time; 0 is as many as the cluster has room for.
     """
+    before_split = AugmentParams.from_json(defaults["augment"]).before_split
 
     @dsl.pipeline(name=PIPELINE_NAME, description="Retrain, judge, explain, register and promote a skin-lesion classifier")
     def dermaflow(
@@ -77,7 +93,14 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         told.set_display_name("Tell the outcome").set_caching_options(enable_caching=False)
 
         with dsl.ExitHandler(told, name="training"):
-            ingested = ingest_step(data=data, source_digest=source_digest, code=code_digest("ingest"))
+            reading = {"data": data, "source_digest": source_digest, "code": code_digest("ingest")}
+            if before_split:  # the paper profile's order: the source of all that follows is a balanced one
+                originals = ingest_originals(**reading).set_display_name("Read the originals").outputs["dataset"]
+                checked = validate_originals(dataset=originals, validate=validate, code=code_digest("validate"))
+                checked.set_display_name("Check the originals")
+                balanced = balance_step(dataset=originals, augment=augment, code=code_digest("balance")).after(checked)
+                reading["source"] = balanced.set_display_name("Balance the classes").outputs["source"]
+            ingested = ingest_step(**reading)
             dataset = ingested.set_display_name("Read the source").outputs["dataset"]
 
             validated = validate_step(dataset=dataset, validate=validate, code=code_digest("validate"))

@@ -30,11 +30,15 @@ def augment(dataset: Path, splits: Path, params: AugmentParams, mixup: MixupPara
     Raises
     ------
     InputError
-        when the asked balance is not available.
+        when the asked balance does not fit the data.
     """
-    params.require_available()
     mixup.require_balance(params)
     opened = Dataset.open(dataset)
+    if params.before_split and opened.mark is None:
+        raise InputError(
+            f"augment.before_split is true, but {dataset} was not balanced before its split; run or compile the pipeline with "
+            "these parameters (dermaflow run --profile paper), so that its graph has the step balance"
+        )
     plan = plan_rows(TrainRows.of(read_splits(splits)), params)
     info = _describe(plan, params, mixup, read_info(splits, "splits"))
     with new_artifact(target, PLAN) as folder:
@@ -93,7 +97,7 @@ def fixed_mixes(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams) -
 def _weights(labels: pd.Series[str], params: AugmentParams) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Weight and partner_weight of each image, by the one remedy against imbalance that is asked for."""
     once, never = np.ones(len(labels)), np.zeros(len(labels))
-    match params.balance:
+    match "none" if params.before_split else params.balance:
         case "none":
             return once, never
         case "sampler":

@@ -29,7 +29,6 @@ from components.ingest.shards import Job, Written, new_shards, write_shards
 from components.ingest.source import REJECT_COLUMNS, Entry, Source, open_source
 from components.ingest.store import link_file, open_store
 from dermaflow.artifacts import Artifact, bytes_digest, json_digest, new_artifact, write_json
-from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import (
     CLINICAL_COLUMNS,
     IMAGE_COLUMNS,
@@ -98,7 +97,7 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
             _manifest(source, changes, written).to_parquet(folder / "manifest.parquet", index=False)
             rejects.to_parquet(folder / "rejects.parquet", index=False)
             pa.default_memory_pool().release_unused()  # the manifest was made of many small tables
-            info = _describe(source, read_manifest(folder, (*_CONTENT, "withdrawn")), rejects, params, files)
+            info = _describe(source, read_manifest(folder, (*_CONTENT, "parent_id", "withdrawn")), rejects, params, files)
             pa.default_memory_pool().release_unused()  # and so was the digest of its content
             pairs = _neighbours(Dataset(Artifact(folder, KIND, "", {}), info), earlier, changes, work)
             pairs.to_parquet(folder / "neighbours.parquet", index=False)
@@ -292,7 +291,9 @@ def _manifest(source: Source, changes: _Changes, written: list[Written]) -> pd.D
         read = pa.concat_tables([pq.ParquetFile(job.table).read() for job in written], promote_options="default")
         parts.append(read.to_pandas().assign(withdrawn=False))
     table = pd.concat(parts, ignore_index=True)
-    told = source.metadata.rename(columns={"dx": "label"}).set_index("image_id")[["lesion_id", "label", *CLINICAL_COLUMNS]]
+    told = source.metadata.rename(columns={"dx": "label"}).set_index("image_id")[
+        ["lesion_id", "label", *CLINICAL_COLUMNS, "parent_id"]
+    ]
     before = changes.kept.loc[changes.kept["withdrawn"]].set_index("image_id")[told.columns]
     labels = pd.concat([told[~told.index.isin(before.index)], before]) if len(before) else told
     table[told.columns] = labels.reindex(table["image_id"]).set_axis(table.index)
@@ -321,7 +322,7 @@ def _describe(
     active = active_rows(manifest)
     counted = active.groupby("label")
     return {
-        "class_order": list(HAM10000_CLASSES),
+        "class_order": list(source.classes),
         "image_size": params.image_size,
         "resize": params.resize,
         "interpolation": INTERPOLATION,
@@ -332,8 +333,8 @@ def _describe(
             "lesions": int(active["lesion_id"].nunique()),
             "rejects": len(rejects),
             "withdrawn": len(manifest) - len(active),
-            "images_per_class": {name: int(counted.size().get(name, 0)) for name in HAM10000_CLASSES},
-            "lesions_per_class": {name: int(counted["lesion_id"].nunique().get(name, 0)) for name in HAM10000_CLASSES},
+            "images_per_class": {name: int(counted.size().get(name, 0)) for name in source.classes},
+            "lesions_per_class": {name: int(counted["lesion_id"].nunique().get(name, 0)) for name in source.classes},
         },
         "content_digest": content_digest(active, params),
         "layout_digest": json_digest(files),
@@ -346,10 +347,11 @@ def content_digest(manifest: pd.DataFrame, params: DataParams) -> str:
     It is the SHA-256 of JSON, keys sorted and no white space, made for some rows at a time.
     """
     order = manifest["image_id"].argsort(kind="stable")
+    names = [*_CONTENT, "parent_id"] if manifest["parent_id"].ne("").any() else _CONTENT
     sha = hashlib.sha256(f'{{"resize":{json.dumps(params.resize)},"rows":['.encode())
     for start in range(0, len(order), _ROWS_AT_ONCE):
         part = manifest.iloc[order[start : start + _ROWS_AT_ONCE]]
-        columns = [part[name].astype(object).where(part[name].notna(), None).tolist() for name in _CONTENT]
+        columns = [part[name].astype(object).where(part[name].notna(), None).tolist() for name in names]
         rows = json.dumps(list(zip(*columns, strict=True)), separators=(",", ":"))
         sha.update((("," if start else "") + rows[1:-1]).encode())
     sha.update(f'],"size":{params.image_size}}}'.encode())

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -39,7 +39,6 @@ from components.ingest.entries import (
 )
 from components.ingest.fingerprints import Fingerprints
 from components.ingest.metadata import (
-    CLASSES_ALLOWED,
     METADATA_COLUMNS,
     SAFE_ID,
     SAFE_ID_ALLOWED,
@@ -88,6 +87,7 @@ class Arranged:
     masks: Entries
     said: dict[str, Any]
     layout: str
+    classes: tuple[str, ...]
 
 
 def arrange(files: Files, params: DataParams) -> Arranged:
@@ -100,10 +100,12 @@ def arrange(files: Files, params: DataParams) -> Arranged:
     """
     found = _gather(files, params)
     images, masks = found.images.frame(), found.masks.frame()
-    table = _one_table(found.tables, images, params)
+    said = _said(files, found.said, params)
+    classes = said.pop("classes", HAM10000_CLASSES)
+    table = _one_table(found.tables, images, params, classes)
     if images.empty and not found.faults:
         raise InputError(f"data.source: {params.source} holds no images ({', '.join(IMAGE_ENDINGS)})")
-    rows = _table_rows(files, table, params) if table else _rows_of_class_folders(images)
+    rows = _table_rows(files, table, params, classes) if table else _rows_of_class_folders(images, classes)
     labelled = pd.concat([rows.good["image_id"], rows.refused["image_id"]])
     good = take_subset(rows.good, params.subset) if params.subset else rows.good
     metadata, rejects = _match(good, images, masks, found.faults, table.uri if table else "")
@@ -116,13 +118,14 @@ def arrange(files: Files, params: DataParams) -> Arranged:
         refused=pd.concat([_with_files(rows.refused, images), reject_table(sorted(rejects, key=_by_place))], ignore_index=True),
         images=Entries(_of_ids(images, metadata["image_id"])),
         masks=Entries(_of_ids(masks, metadata["image_id"])),
-        said=_said(files, found.said, params),
+        said=said,
         layout="ham10000" if table else "class_folders",
+        classes=tuple(classes),
     )
 
 
-def _table_rows(files: Files, table: Entry, params: DataParams) -> Rows:
-    return read_metadata(_read_whole(files, table, params), _path(table.uri, params), table.uri)
+def _table_rows(files: Files, table: Entry, params: DataParams, classes: Sequence[str]) -> Rows:
+    return read_metadata(_read_whole(files, table, params), _path(table.uri, params), table.uri, classes)
 
 
 # --- what each file is ---
@@ -209,16 +212,16 @@ def _faults(entry: Entry, kind: str, image_id: str, params: DataParams) -> Itera
             yield Fault(uri, "too_large", f"{entry.size} bytes; data.max_file_bytes is {params.max_file_bytes}")
 
 
-def _one_table(tables: list[Entry | Fault], images: pd.DataFrame, params: DataParams) -> Entry | None:
+def _one_table(tables: list[Entry | Fault], images: pd.DataFrame, params: DataParams, classes: Sequence[str]) -> Entry | None:
     """The metadata file: one at the top, else one in an archive; None where class folders speak instead."""
     tables = [file for file in tables if "/" not in file.uri] or tables
-    if not tables and _folders(images).isin(HAM10000_CLASSES).any():
+    if not tables and _folders(images).isin(classes).any():
         return None
     if len(tables) != 1:
         names = ", ".join(sorted(plain(file.uri) for file in tables)) or "none"
         raise InputError(
             f"data.source: {params.source} must hold exactly one metadata file (*metadata*.csv or .tab); found: {names}. "
-            f"Without metadata, put the images of each class into a folder named after it: {CLASSES_ALLOWED}"
+            f"Without metadata, put the images of each class into a folder named after it: {', '.join(classes)}"
         )
     if isinstance(tables[0], Fault):
         raise InputError(f"{_path(tables[0].uri, params)} can not be read: {tables[0].detail}")
@@ -252,7 +255,18 @@ def _said(files: Files, found: list[Entry | Fault], params: DataParams) -> dict[
         raise InputError(f"{_path(entry.uri, params)} is not valid JSON: {error}") from error
     if not isinstance(said, dict):
         raise InputError(f"{_path(entry.uri, params)} must be an object with name, licence and synthetic")
+    if "classes" in said and not _are_classes(said["classes"]):
+        raise InputError(
+            f"{_path(entry.uri, params)}: classes is {shown(json.dumps(said['classes']))}; allowed: a list of at least two "
+            f"different names, each of {SAFE_ID_ALLOWED}"
+        )
     return said
+
+
+def _are_classes(value: Any) -> bool:
+    """Whether a value can be the order of a source's classes."""
+    named = isinstance(value, list) and all(isinstance(name, str) and SAFE_ID.fullmatch(name) for name in value)
+    return named and len(set(value)) == len(value) >= 2
 
 
 # --- rows without a table ---
@@ -264,18 +278,18 @@ def _folders(images: pd.DataFrame) -> pd.Series[str]:
     return inner.map(lambda uri: uri.partition("/")[0] if "/" in uri else "").astype(str)
 
 
-def _rows_of_class_folders(images: pd.DataFrame) -> Rows:
+def _rows_of_class_folders(images: pd.DataFrame, classes: Sequence[str]) -> Rows:
     """Rows as if a table had said them: each image a lesion of its own, nothing clinical known."""
     folders = _folders(images)
-    known = folders.isin(HAM10000_CLASSES)
+    known, allowed = folders.isin(classes), ", ".join(classes)
     rejects = [
-        (image_id, "", uri, "unknown_class", f"the folder {shown(folder)} is no class; allowed: {CLASSES_ALLOWED}")
+        (image_id, "", uri, "unknown_class", f"the folder {shown(folder)} is no class; allowed: {allowed}")
         if folder
-        else (image_id, "", uri, "unlabelled", f"the image lies in no class folder; allowed: {CLASSES_ALLOWED}")
+        else (image_id, "", uri, "unlabelled", f"the image lies in no class folder; allowed: {allowed}")
         for image_id, uri, folder in zip(images["image_id"][~known], images["uri"][~known], folders[~known], strict=True)
     ]
     good = images[["image_id"]][known].assign(dx=folders[known]).drop_duplicates("image_id", ignore_index=True)
-    good = good.assign(lesion_id=good["image_id"], dx_type="", age=np.nan, sex="", localization="", line=0)
+    good = good.assign(lesion_id=good["image_id"], dx_type="", age=np.nan, sex="", localization="", parent_id="", line=0)
     return Rows(good[[*METADATA_COLUMNS, "line"]], reject_table(rejects))
 
 

@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -14,20 +14,20 @@ import numpy as np
 import pandas as pd
 
 from components.ingest.entries import among, plain, shown
-from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.params import Subset
 
-METADATA_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+REQUIRED_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
+METADATA_COLUMNS = (*REQUIRED_COLUMNS, "parent_id")  # the last may be left out: the image that another was made from
 REJECT_COLUMNS = ("image_id", "lesion_id", "uri", "reason", "detail")
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # an id becomes a file name and a table cell
 SAFE_ID_ALLOWED = "letters, digits, dot, dash and underscore, at most 128, the first a letter or digit"
-CLASSES_ALLOWED = ", ".join(HAM10000_CLASSES)
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _NO_AGE = ("", "unknown", "NA")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run; OWASP, "CSV Injection"
 _MAX_TEXT = 128  # characters of a clinical text; HAM10000's longest is 15
 _CHUNK = 5000  # rows that are Python objects at a time
+_Check = tuple[str, str, Callable[[str], bool], str]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Rows:
 
     Attributes
     ----------
-    good: METADATA_COLUMNS and `line` (in the file, from 1; 0 where there is no file), ordered by image_id, each id once.
+    good: METADATA_COLUMNS and `line` (in the file, from 1; 0 where there is no file), ordered by image_id, each id once;
+        parent_id is empty where the table has none.
     refused: REJECT_COLUMNS, in the order of the file.
     """
 
@@ -44,13 +45,14 @@ class Rows:
     refused: pd.DataFrame
 
 
-def read_metadata(data: bytes, name: str, uri: str) -> Rows:
+def read_metadata(data: bytes, name: str, uri: str, classes: Sequence[str]) -> Rows:
     """Check a metadata table, separated by commas or tabs; text columns stay text, age is float with NaN where unknown.
 
     Parameters
     ----------
     name: of the file, as errors should say it.
     uri: of the file, as rejects say it.
+    classes: that dx may name.
 
     Raises
     ------
@@ -58,14 +60,14 @@ def read_metadata(data: bytes, name: str, uri: str) -> Rows:
         when it is no table, lacks a column, or has no rows.
     """
     reader = _open_table(data, name)
-    header = _read_header(reader, name)
+    header, checks = _read_header(reader, name), _checks(classes)
     good: list[pd.DataFrame] = []
     refused: list[pd.DataFrame] = []
     while chunk := _next_rows(reader, name):
         short = [(line, cells) for line, cells in chunk if len(cells) != len(header)]
         refused += [_bad_row(uri, line, cells, header) for line, cells in short]
         rows = [(line, cells) for line, cells in chunk if len(cells) == len(header)]
-        usable, bad = _check_rows(_frame(rows, header), uri)
+        usable, bad = _check_rows(_frame(rows, header), uri, checks)
         good.append(usable)
         refused.append(bad)
     if not good:
@@ -139,12 +141,12 @@ def _open_table(data: bytes, name: str) -> _Reader:
 def _read_header(reader: _Reader, name: str) -> list[str]:
     first = _next_rows(reader, name, 1)
     if not first:
-        raise InputError(f"{name} can not be read as a table: it is empty; needed: {', '.join(METADATA_COLUMNS)}")
+        raise InputError(f"{name} can not be read as a table: it is empty; needed: {', '.join(REQUIRED_COLUMNS)}")
     header = first[0][1]
-    missing = [column for column in METADATA_COLUMNS if column not in header]
+    missing = [column for column in REQUIRED_COLUMNS if column not in header]
     if missing:
         raise InputError(
-            f"{name} lacks the column {', '.join(missing)}; needed: {', '.join(METADATA_COLUMNS)}, separated by commas or tabs"
+            f"{name} lacks the column {', '.join(missing)}; needed: {', '.join(REQUIRED_COLUMNS)}, separated by commas or tabs"
         )
     twice = [column for column in METADATA_COLUMNS if header.count(column) > 1]
     if twice:
@@ -162,8 +164,9 @@ def _next_rows(reader: _Reader, name: str, count: int = _CHUNK) -> list[tuple[in
 
 
 def _frame(rows: list[tuple[int, list[str]]], header: list[str]) -> pd.DataFrame:
-    places = {column: header.index(column) for column in METADATA_COLUMNS}
+    places = {column: header.index(column) for column in METADATA_COLUMNS if column in header}
     columns = {column: pd.Series([cells[place] for _, cells in rows], dtype=str) for column, place in places.items()}
+    columns.setdefault("parent_id", pd.Series("", index=range(len(rows)), dtype=str))
     return pd.DataFrame({**columns, "line": np.asarray([line for line, _ in rows], np.int64)})
 
 
@@ -175,11 +178,11 @@ def _bad_row(uri: str, line: int, cells: list[str], header: list[str]) -> pd.Dat
     return reject_table([(id_cell(image_id), id_cell(lesion_id), uri, "bad_row", detail)])
 
 
-def _check_rows(table: pd.DataFrame, uri: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _check_rows(table: pd.DataFrame, uri: str, checks: Sequence[_Check]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows without fault, and rejects for the rest with the first fault of each."""
     reasons = pd.Series("", index=table.index, dtype=str)
     details = reasons.copy()
-    for column, reason, fits, allowed in _CHECKS:
+    for column, reason, fits, allowed in checks:
         bad_values = [value for value in table[column].unique().tolist() if not fits(value)]
         if bad_values:
             bad = among(table[column], bad_values) & (reasons == "")
@@ -222,22 +225,20 @@ def _is_age(value: str) -> bool:
     return value in _NO_AGE or _NUMBER.fullmatch(value) is not None
 
 
-_CHECKS: tuple[tuple[str, str, Callable[[str], bool], str], ...] = (
-    ("image_id", "unsafe_id", _is_safe_id, SAFE_ID_ALLOWED),
-    ("lesion_id", "no_lesion_id", bool, "the lesion that the image shows; images of one lesion share it"),
-    ("lesion_id", "unsafe_id", _is_safe_id, SAFE_ID_ALLOWED),
-    ("dx", "unknown_class", HAM10000_CLASSES.__contains__, CLASSES_ALLOWED),
-    *(
-        (column, "formula", _is_no_formula, "text that no spreadsheet would run")
-        for column in ("dx_type", "sex", "localization")
-    ),
-    *(
-        (column, "bad_value", _is_text, f"printable text of at most {_MAX_TEXT} characters")
-        for column in ("dx_type", "sex", "localization")
-    ),
-    ("age", "formula", lambda value: _is_age(value) or _is_no_formula(value), "a number of years, or empty"),
-    ("age", "bad_value", _is_age, "a number of years, or empty"),
-)
+def _checks(classes: Sequence[str]) -> Sequence[_Check]:
+    """What each column must be: its name, the reason of a reject, the test, and what is allowed; a row's first fault counts."""
+    told = ("dx_type", "sex", "localization")
+    return (
+        ("image_id", "unsafe_id", _is_safe_id, SAFE_ID_ALLOWED),
+        ("lesion_id", "no_lesion_id", bool, "the lesion that the image shows; images of one lesion share it"),
+        ("lesion_id", "unsafe_id", _is_safe_id, SAFE_ID_ALLOWED),
+        ("dx", "unknown_class", classes.__contains__, ", ".join(classes)),
+        ("parent_id", "unsafe_id", lambda value: not value or _is_safe_id(value), f"empty, or {SAFE_ID_ALLOWED}"),
+        *((column, "formula", _is_no_formula, "text that no spreadsheet would run") for column in told),
+        *((column, "bad_value", _is_text, f"printable text of at most {_MAX_TEXT} characters") for column in told),
+        ("age", "formula", lambda value: _is_age(value) or _is_no_formula(value), "a number of years, or empty"),
+        ("age", "bad_value", _is_age, "a number of years, or empty"),
+    )
 
 
 def _without_duplicates(good: pd.DataFrame, refused: pd.DataFrame, uri: str) -> Rows:

@@ -28,6 +28,8 @@ from components.ingest.metadata import METADATA_COLUMNS, REJECT_COLUMNS
 from dermaflow.errors import InputError
 from dermaflow.params import DataParams
 
+SAID_ON = ("mark", "made_from", "balance")  # what components/balance says of the sources that it writes
+
 __all__ = ["METADATA_COLUMNS", "REJECT_COLUMNS", "Entry", "Source", "open_source"]
 
 
@@ -41,7 +43,9 @@ class Source:
     refused: REJECT_COLUMNS, rows and files that can not be used: rows in the order of the table, then files by uri.
     images: the file of each image in `metadata`, by id.
     masks: expert masks by image id, where there is one.
-    description: name, uri, synthetic, licence, dvc_revision, subset, layout, and what is unknown of lesions.
+    description: name, uri, synthetic, licence, dvc_revision, subset, layout, what is unknown of lesions, and of what a
+        source.json says further, SAID_ON.
+    classes: in their order: those that a source.json names, or HAM10000's.
     concurrency: how many threads may well read at a time.
     """
 
@@ -52,6 +56,7 @@ class Source:
         self.images: Entries = arranged.images
         self.masks: Entries = arranged.masks
         self.description = description
+        self.classes = arranged.classes
         self.concurrency = files.concurrency
         self._files = files
 
@@ -140,6 +145,7 @@ def _describe(arranged: Arranged, folder: Path | None, params: DataParams) -> di
         "subset": params.subset.model_dump(mode="json") if params.subset else None,
         "layout": arranged.layout,
     }
+    described |= {name: said[name] for name in SAID_ON if name in said}
     if arranged.layout == "class_folders":
         described["lesions"] = "unknown: each image counts as a lesion"
     return described

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from dermaflow.classes import MELANOMA
 from dermaflow.policy import Minimum, Policy
 
 Verdict = Literal["pass", "fail", "not_applicable"]
@@ -81,7 +82,7 @@ def judge(
         ),
         _at_least("balanced_accuracy", facts["test"]["overall"]["balanced_accuracy"], policy.balanced_accuracy),
         _at_least("auroc", facts["test"]["overall"]["auroc"], policy.auroc),
-        _at_least("melanoma_sensitivity", facts["test"]["per_class"]["mel"]["sensitivity"], policy.melanoma_sensitivity),
+        _at_least("melanoma_sensitivity", _sensitivity(facts, MELANOMA), policy.melanoma_sensitivity),
         Gate(
             "explanation_additivity",
             error,
@@ -93,6 +94,12 @@ def judge(
         ),
         _against_champion(comparison, policy.margin_to_champion),
     ]
+
+
+def _sensitivity(facts: dict[str, Any], name: str) -> dict[str, Any]:
+    """Of a class, in test; not defined where the data do not have the class."""
+    of_class = facts["test"]["per_class"].get(name)
+    return of_class["sensitivity"] if of_class else dict.fromkeys(("estimate", "low", "high"))
 
 
 def _fact(name: str, *, holds: bool, reason: str) -> Gate:

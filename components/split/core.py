@@ -116,10 +116,11 @@ def _describe(
         for number in numbers
     ]
     excluded = table.loc[table["split"] == EXCLUDED, "reason"]
+    mark = dataset.mark or (None if params.strategy == "lesion" else RANDOM_MARK)
     return {
         **_question(params),
-        "promotable": params.strategy == "lesion",
-        "mark": None if params.strategy == "lesion" else RANDOM_MARK,
+        "promotable": mark is None,
+        "mark": mark,
         "dataset": dataset.version,
         "previous": None if memory is None else {"digest": memory.digest, "test_set": memory.number},
         "digest": json_digest(table[["image_id", "group_id", "split", "fold"]].to_numpy().tolist()),
@@ -135,8 +136,14 @@ def _describe(
             for name in (*SPLIT_NAMES, EXCLUDED)
         },
         "excluded": {str(reason): int(count) for reason, count in excluded.value_counts().sort_index().items()},
-        "leakage": leakage(table, neighbours),
+        "leakage": leakage(table, neighbours, _parents(table, dataset)),
     }
+
+
+def _parents(table: pd.DataFrame, dataset: Dataset) -> pd.Series[str]:
+    """For each image the photograph that it was made from, or is."""
+    found = dataset.columns("image_id", "parent_id").set_index("image_id")["parent_id"].reindex(table["image_id"])
+    return found.set_axis(table.index).where(lambda parent: parent != "", table["image_id"])
 
 
 def _counts(counted: pd.Series[int], dataset: Dataset) -> dict[str, int]:

@@ -18,7 +18,6 @@ from components.validate.tables.predictions import predictions_tables
 from components.validate.tables.splits import plan_tables, splits_tables
 from dermaflow import contracts
 from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
-from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.contracts import VALIDATION_REPORT
 from dermaflow.dataset import KIND, Dataset
 from dermaflow.errors import GateError, InputError
@@ -101,16 +100,19 @@ def check(subject: Subject, params: ValidateParams, target: Path, suites: Sequen
     return _write(_report(tables, rules, head), target)
 
 
-def check_listing(metadata: pd.DataFrame, refused: pd.DataFrame, params: ValidateParams, target: Path) -> dict[str, Any]:
+def check_listing(
+    metadata: pd.DataFrame, refused: pd.DataFrame, classes: Sequence[str], params: ValidateParams, target: Path
+) -> dict[str, Any]:
     """Judge a source by its metadata and list of files alone: each rule of the suite manifest that needs no pixels.
 
     Parameters
     ----------
     metadata: usable rows: lesion_id, image_id, dx and the clinical columns.
     refused: rows and files that can not be used: image_id, lesion_id, uri, reason, detail.
+    classes: of the source, in their order.
     """
-    tables = {"manifest": listing_tables(metadata, refused, HAM10000_CLASSES)}
-    rules = judge("manifest", tables["manifest"], _values(params, HAM10000_CLASSES), partly=True)
+    tables = {"manifest": listing_tables(metadata, refused, classes)}
+    rules = judge("manifest", tables["manifest"], _values(params, classes), partly=True)
     head: dict[str, Any] = {
         "stage": "listing",
         "dataset_digest": None,

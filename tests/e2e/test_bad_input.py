@@ -93,12 +93,19 @@ def test_folder_without_write_permission(workspace: Workspace):
         workspace.path.chmod(0o755)
 
 
-def test_an_order_that_no_step_carries_out_is_refused_with_what_to_use_instead(workspace: Workspace):
-    done = workspace.run("run", "--profile", "paper", *sets("data.source=data/phantom"))
+def test_the_paper_profile_without_masks_to_cut_normal_skin_by(workspace: Workspace, phantoms: Path):
+    shutil.copytree(phantoms, workspace.path / "unmasked", ignore=shutil.ignore_patterns("masks"))
+    done = workspace.run("run", "--profile", "paper", *sets("data.source=unmasked"))
     assert done.returncode == 2
-    assert "augment.before_split=true" in done.stderr
-    assert "use augment.before_split=false" in done.stderr
+    assert "normal is cut from skin outside of expert masks, and these data have none" in done.stderr
     assert not (workspace.path / "runs").exists(), "work was begun"
+
+
+def test_a_single_step_in_an_order_that_only_the_pipeline_has(workspace: Workspace):
+    done = workspace.run("data", "prepare", "--profile", "paper", *sets("data.source=data/phantom"))
+    assert done.returncode == 2
+    assert "use dermaflow run --profile paper" in done.stderr
+    assert not (workspace.path / "artifacts/dataset").exists()
 
 
 def test_a_command_that_does_not_exist(workspace: Workspace):

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components import STEPS, TASKS, module_of
+from components import BEFORE, STEPS, TASKS, module_of
 from dermaflow.errors import InputError
 from dermaflow.params import Section, load_params
 from pipelines.graph import compile_to, tasks
@@ -143,6 +143,15 @@ def test_whatever_reads_an_artifact_comes_after_the_artifacts_gate(spec, listed)
                 gated += 1
     assert gated >= 15
     assert GATE_OF["split"] in before("validate-masks-and-plan")
+
+
+def test_the_paper_profile_balances_checked_originals_before_everything_else():
+    listed = {task["name"]: task for task in tasks(load_params("paper"))}
+    assert list(listed) == [*BEFORE, *TASKS]
+    assert listed["validate-originals"]["after"] == ["ingest-originals"]
+    assert listed["balance"]["after"] == ["ingest-originals", "validate-originals"]
+    assert listed["ingest"]["after"] == ["balance"]
+    assert all(listed[name]["cached"] for name in BEFORE)
 
 
 @pytest.mark.parametrize("step", UPSTREAM)

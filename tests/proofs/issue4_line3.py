@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
-from tests.proofs.measuring import benchmark
-from tests.proofs.prove import ROOT
+from tests.proofs.measuring import benchmark, pytest_here
 
 BOUND = (
     "at most 5 % of the training step's time on the CNN at 224, measured against the step without augmentation in one run; two "
@@ -19,10 +15,7 @@ NAMED = "batches or epoch or plan or reached"
 def prove() -> tuple[str, bool]:
     """`benchmarks/augment.py` at full size, and the tests of draws, plan and batches."""
     told, cheap = benchmark("augment")
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", *TESTS, "-k", NAMED], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    summary = done.stdout.strip().splitlines()[-1]
+    summary, passed = pytest_here(*TESTS, "-k", NAMED)
     times = ", ".join(f"{name} {value} ms" for name, value in told["milliseconds_a_step"].items())
     figure = f"augmented / plain {told['ratios']['augmented / plain']:.3f} ({times} a step of {told['batch']}); {summary}"
-    return figure, cheap and done.returncode == 0
+    return figure, cheap and passed

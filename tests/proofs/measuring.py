@@ -25,6 +25,13 @@ def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
     return told, done.returncode == 0
 
 
+def pytest_here(*arguments: str) -> tuple[str, bool]:
+    """Run tests in this tree; returns pytest's closing line, and whether all passed."""
+    command = [sys.executable, "-m", "pytest", "-q", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip().splitlines()[-1], done.returncode == 0
+
+
 def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, float, subprocess.CompletedProcess[str]]:
     """Run a command in a folder: seconds, peak anonymous memory of its process tree in MiB, and the finished process."""
     from measured import peak_of_tree

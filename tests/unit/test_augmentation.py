@@ -444,9 +444,10 @@ def test_validation_and_test_can_not_be_reached(splits):
             TrainRows(table[table["split"].isin(("train", side))])
 
 
-def test_what_is_not_built_is_refused_with_what_to_use_instead(dataset, splits, tmp_path):
-    with pytest.raises(InputError, match=r"before_split=true.*use augment\.before_split=false"):
-        augment(dataset, splits, augment_params(before_split=True), MIXUP, tmp_path / "p")
+def test_an_order_that_the_data_were_not_made_in_is_refused_with_what_to_do(dataset, splits, tmp_path):
+    params = augment_params(before_split=True, balance="target_per_class", targets={"nv": 3})
+    with pytest.raises(InputError, match=r"was not balanced before its split.*dermaflow run --profile paper"):
+        augment(dataset, splits, params, MIXUP, tmp_path / "p")
     assert not (tmp_path / "p").exists()
 
 

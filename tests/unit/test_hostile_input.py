@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
@@ -464,6 +465,10 @@ def metadata_elsewhere(source: SourceFolder) -> None:
     path.symlink_to(source.path.parent / "elsewhere.csv")
 
 
+def describe(**said: object) -> Callable[[SourceFolder], None]:
+    return lambda source: (source.path / "source.json").write_text(json.dumps(said))
+
+
 STOPS: dict[str, tuple[Callable[[SourceFolder], None], str]] = {
     "no metadata": (lambda source: (source.path / METADATA_FILE).unlink(), "found: none"),
     "two metadata files": (
@@ -491,6 +496,10 @@ STOPS: dict[str, tuple[Callable[[SourceFolder], None], str]] = {
     ),
     "a description that is no JSON": (lambda source: (source.path / "source.json").write_text("{"), "is not valid JSON"),
     "a description that is a list": (lambda source: (source.path / "source.json").write_text("[]"), "must be an object"),
+    "a description with one class": (describe(classes=["nv"]), "allowed: a list of at least two different names"),
+    "a description with a class twice": (describe(classes=["nv", "nv"]), "at least two different names"),
+    "a description with a class that is a path": (describe(classes=["nv", "../mel"]), "allowed: a list of"),
+    "a description whose classes are a text": (describe(classes="nv, mel"), "allowed: a list of"),
     "no images": (lambda source: shutil.rmtree(source.path / "images"), "holds no images"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import zipfile
@@ -75,6 +76,22 @@ def test_metadata_images_and_masks_fit_together(drawn_source):
         assert entry.size == path.stat().st_size
         assert found.read(entry) == path.read_bytes()
         assert found.images[image_id] == entry
+
+
+def test_a_source_may_name_its_own_classes_and_the_images_that_others_were_made_from(source):
+    first, second, third, *_ = source.ids("nv")
+    table = source.metadata.assign(parent_id="")
+    table.loc[table["image_id"] == second, ["dx", "parent_id"]] = ["mole", first]
+    table.loc[table["image_id"] == third, "parent_id"] = "../x"
+    source.write_metadata(table)
+    classes = ["mole", *sorted(set(table["dx"]) - {"mole"})]
+    (source.path / "source.json").write_text(json.dumps({"classes": classes, "mark": "drawn by hand"}))
+    found = opened(source)
+    assert found.classes == tuple(classes)
+    assert found.description["mark"] == "drawn by hand"
+    assert found.metadata.set_index("image_id").loc[[first, second], "parent_id"].tolist() == ["", first]
+    assert found.refused[["image_id", "reason"]].to_numpy().tolist() == [[third, "unsafe_id"]]
+    assert "parent_id is '../x'; allowed: empty, or letters" in found.refused["detail"].iloc[0]
 
 
 def test_an_image_that_is_not_there_is_no_key(drawn_source):
@@ -377,7 +394,7 @@ def test_unchanged_files_are_not_read_again(source, settled, monkeypatch):
     read = []
     monkeypatch.setattr(folder.FolderFiles, "_read_file", lambda _, path: read.append(path) or Path(path).read_bytes())
     assert opened(source).digest() == before
-    assert [Path(path).name for path in read] == [METADATA_FILE, "source.json"]
+    assert [Path(path).name for path in read] == ["source.json", METADATA_FILE]
     victim = source.ids("nv")[0]
     source.image(victim).write_bytes(b"changed")
     read.clear()

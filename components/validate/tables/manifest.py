@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from components.validate import drift
+from dermaflow.classes import NORMAL
 from dermaflow.dataset import CLINICAL_COLUMNS, PROPERTIES, Dataset
 from dermaflow.params import ValidateParams
 
@@ -62,8 +63,9 @@ def listing_tables(metadata: pd.DataFrame, refused: pd.DataFrame, classes: Seque
 
 
 def _with_lesions(rows: pd.DataFrame) -> pd.DataFrame:
+    diagnoses = rows.assign(label=rows["label"].where(rows["label"] != NORMAL))  # skin beside a lesion is none
     return rows.assign(
-        diagnoses_of_lesion=distinct(rows, "lesion_id", "label"),
+        diagnoses_of_lesion=distinct(diagnoses, "lesion_id", "label"),
         lesions_of_class=distinct(rows, "label", "lesion_id"),
         known_sex=rows["sex"].where(~rows["sex"].isin(_UNKNOWN)),
         known_localization=rows["localization"].where(~rows["localization"].isin(_UNKNOWN)),
