@@ -8,6 +8,7 @@ training step, fused by XLA: op by op it would cost 14 % of the CNN's step inste
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
@@ -85,8 +86,12 @@ def allowed_symmetries(params: AugmentParams) -> tuple[int, ...]:
     return FLIPS if params.flips else TURNS if params.right_angle_turns else (0,)
 
 
-def image_key(image_id: str) -> np.uint64:
-    """A 64-bit key of an image id."""
+def image_keys(image_ids: Iterable[str]) -> npt.NDArray[np.uint64]:
+    """A 64-bit key of each image id, uint64 [n]."""
+    return np.array([_image_key(image_id) for image_id in image_ids], np.uint64)
+
+
+def _image_key(image_id: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "little"))
 
 
@@ -111,7 +116,7 @@ def draw_epoch(
 
     Parameters
     ----------
-    keys: `image_key` of each image of the train part, uint64 [n].
+    keys: `image_keys` of the train part, uint64 [n].
     weights: how often each is to be drawn, float64 [n]; an epoch has as many draws as they add up to.
     epoch: from 0.
     partner_weights: with balance balanced_mixup, how often each is drawn to be mixed into another: Balanced-MixUp (Galdran
@@ -128,7 +133,7 @@ def draw_epoch(
 
 def plan_draws(images: pd.DataFrame, augment: AugmentParams, mixup: MixupParams, epoch: int) -> Draws:
     """An epoch of a plan; `rows` are positions in `images`, the plan's rows of view 0."""
-    keys = np.array([image_key(image) for image in images["image_id"]], np.uint64)
+    keys = image_keys(images["image_id"])
     partners = images["partner_weight"].to_numpy() if augment.balance == "balanced_mixup" else None
     return draw_epoch(keys, images["weight"].to_numpy(), augment, mixup, epoch, partners)
 

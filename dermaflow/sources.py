@@ -12,6 +12,7 @@ import pandas as pd
 from dermaflow.artifacts import write_json
 from dermaflow.augmentation import NUMBERS, Draws, transform
 from dermaflow.dataset import CLINICAL_COLUMNS, Dataset
+from dermaflow.description import Description
 from dermaflow.progress import progress
 
 SOURCE = "source"  # the kind of such an artifact, whose source.json ingest reads
@@ -49,11 +50,11 @@ def of_images(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pd.DataFrame:
     return table.assign(**UNTOUCHED, **whole, row=np.asarray(rows, np.int64))
 
 
-def write_source(dataset: Dataset, table: pd.DataFrame, folder: Path, said: dict[str, Any]) -> None:
+def write_source(dataset: Dataset, table: pd.DataFrame, folder: Path, said: Description) -> None:
     """Write images of a Dataset, transformed as asked, to a folder that ingest reads.
 
     `images/` has them as PNG, `masks/` their expert masks, moved alike, where the whole of an image is taken;
-    `HAM10000_metadata.csv` has a row each, with the parent and what was done to it; `source.json` has `said`.
+    `HAM10000_metadata.csv` has a row each, with the parent and what was done to it; `source.json` what is `said`.
 
     Parameters
     ----------
@@ -75,7 +76,7 @@ def write_source(dataset: Dataset, table: pd.DataFrame, folder: Path, said: dict
                 cv2.imwrite(str(folder / "masks" / f"{image_id}_segmentation.png"), mask * 255)
         progress("writing images", start + len(part), len(table))
     table.drop(columns="row").to_csv(folder / "HAM10000_metadata.csv", index=False)
-    write_json(folder / "source.json", said)
+    write_json(folder / "source.json", said.model_dump(mode="json", exclude_none=True))
 
 
 def _drawn(dataset: Dataset, part: pd.DataFrame) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

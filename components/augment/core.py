@@ -13,7 +13,7 @@ import pandas as pd
 from components.augment.materialize import write_images
 from components.augment.preview import draw_preview
 from dermaflow.artifacts import new_artifact, write_json
-from dermaflow.augmentation import Purpose, allowed_symmetries, image_key, plan_draws, uniform
+from dermaflow.augmentation import Purpose, allowed_symmetries, image_keys, plan_draws, uniform
 from dermaflow.contracts import MIX_COLUMNS, PLAN, TrainRows, read_info, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
@@ -131,7 +131,7 @@ def _shared_out(labels: pd.Series[str], draws: Mapping[str, float]) -> npt.NDArr
 def _view_symmetries(image_ids: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.int32]:
     """Symmetry code of each image's views, int32 [n, views]: the image itself, then different ones in a hashed order."""
     others = np.array([code for code in allowed_symmetries(params) if code], np.int32)
-    keys = np.array([image_key(image) for image in image_ids], np.uint64)
+    keys = image_keys(image_ids)
     ranks = np.stack([uniform(keys, params.seed, int(code), Purpose.VIEW) for code in others], axis=1) if len(others) else None
     views = min(params.feature_views - 1, len(others))
     chosen = (

@@ -8,6 +8,7 @@ import pandas as pd
 
 from dermaflow.augmentation import plan_draws
 from dermaflow.dataset import Dataset
+from dermaflow.description import Description
 from dermaflow.params import AugmentParams, MixupParams
 from dermaflow.sources import children, of_images, write_source
 
@@ -24,11 +25,11 @@ def write_images(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mi
     items = of_images(dataset, dataset.rows_of(images["image_id"]))
     table = children(items, plan_draws(images, params, mixup, epoch=0))
     source = dataset.info["source"]
-    said = {
-        "name": f"{source['name']}, augmented",
-        "licence": source["licence"],
-        "synthetic": source["synthetic"],
-        "classes": list(dataset.classes),
-        "mark": dataset.mark or MARK,
-    }
+    said = Description(
+        name=f"{source['name']}, augmented",
+        licence=source["licence"],
+        synthetic=source["synthetic"],
+        classes=dataset.classes,
+        mark=dataset.mark or MARK,
+    )
     write_source(dataset, table, folder / FOLDER, said)

@@ -16,4 +16,4 @@ def balance(dataset: dsl.Input[dsl.Dataset], augment: str, code: str, source: ds
 
     with step("balance"):
         info = work(Path(dataset.path), AugmentParams.from_json(augment), Path(source.path))
-        source.metadata.update(mark=info["mark"])
+        source.metadata.update(mark=info.mark)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +15,10 @@ import pandas as pd
 
 from components.balance.windows import free_window
 from dermaflow.artifacts import new_artifact
-from dermaflow.augmentation import Purpose, draw_epoch, image_key, uniform
+from dermaflow.augmentation import Purpose, draw_epoch, image_keys, uniform
 from dermaflow.classes import NORMAL
 from dermaflow.dataset import Dataset
+from dermaflow.description import Balance, ClassCounts, Description, MadeFrom
 from dermaflow.errors import InputError
 from dermaflow.params import AugmentParams, MixupParams
 from dermaflow.progress import progress
@@ -29,7 +29,7 @@ _UNMIXED = MixupParams(alpha=0, space="pixels", fixed_mixes=0)
 _BATCH = 64
 
 
-def balance(dataset: Path, params: AugmentParams, target: Path) -> dict[str, Any]:
+def balance(dataset: Path, params: AugmentParams, target: Path) -> Description:
     """Write the source artifact: images, their expert masks, HAM10000_metadata.csv and source.json.
 
     A class with more images than its target gives that many of them, in the order of a hash; one with fewer gives all of
@@ -38,8 +38,7 @@ def balance(dataset: Path, params: AugmentParams, target: Path) -> dict[str, Any
 
     Returns
     -------
-    The content of source.json: what the source is and was made from, its classes and mark, and for each class how many images
-    there were, how many stand in it as they are, and how many copies.
+    What source.json says: what the source was made from, its classes and mark, and counts of each class.
 
     Raises
     ------
@@ -49,29 +48,28 @@ def balance(dataset: Path, params: AugmentParams, target: Path) -> dict[str, Any
     opened = Dataset.open(dataset)
     there = {name for name, count in opened.info["counts"]["images_per_class"].items() if count}
     require_targets(there, params, masks=bool(opened.manifest["has_truth"].any()))
-    parts, counts = [], {}
+    parts: list[pd.DataFrame] = []
+    counts: dict[str, ClassCounts] = {}
     for name, count in params.targets.items():
         items, available = _items(opened, name, count, params.seed)
         copies = _copies(items, count - len(items), params)
-        counts[name] = {"images": available, "as_they_are": len(items), "copies": len(copies)}
+        counts[name] = ClassCounts(images=available, as_they_are=len(items), copies=len(copies))
         parts += [items, copies]
     source = opened.info["source"]
-    said = {
-        "name": f"{source['name']}, balanced before the split",
-        "licence": source["licence"],
-        "synthetic": source["synthetic"],
-        "classes": _classes(opened, params),
-        "mark": MARK,
-        "made_from": {"name": source["name"], "uri": source["uri"], **opened.version},
-        "balance": {"seed": params.seed, "classes": counts},
-    }
+    said = Description(
+        name=f"{source['name']}, balanced before the split",
+        licence=source["licence"],
+        synthetic=source["synthetic"],
+        classes=tuple(name for name in (*opened.classes, NORMAL) if name in params.targets),
+        mark=MARK,
+        made_from=MadeFrom(
+            name=source["name"], uri=source["uri"], content_digest=opened.content_digest, dvc_revision=source["dvc_revision"]
+        ),
+        balance=Balance(seed=params.seed, classes=counts),
+    )
     with new_artifact(target, SOURCE) as folder:
         write_source(opened, pd.concat(parts, ignore_index=True), folder, said)
     return said
-
-
-def _classes(dataset: Dataset, params: AugmentParams) -> list[str]:
-    return [name for name in (*dataset.classes, NORMAL) if name in params.targets]
 
 
 def require_targets(there: Collection[str], params: AugmentParams, *, masks: bool) -> None:
@@ -99,7 +97,7 @@ def _items(dataset: Dataset, name: str, count: int, seed: int) -> tuple[pd.DataF
 
 
 def _order(dataset: Dataset, rows: npt.NDArray[np.int64], seed: int) -> npt.NDArray[np.int64]:
-    keys = np.array([image_key(image) for image in dataset.manifest["image_id"].iloc[rows]], np.uint64)
+    keys = image_keys(dataset.manifest["image_id"].iloc[rows])
     return np.argsort(uniform(keys, seed, 0, Purpose.CHOICE), kind="stable")
 
 
@@ -140,6 +138,5 @@ def _copies(items: pd.DataFrame, count: int, params: AugmentParams) -> pd.DataFr
     """So many transformed copies of images, each image's number the same or one more."""
     if count < 1:
         return items.iloc[:0]
-    keys = np.array([image_key(image) for image in items["image_id"]], np.uint64)
-    draws = draw_epoch(keys, np.full(len(items), count / len(items)), params, _UNMIXED, epoch=0)
+    draws = draw_epoch(image_keys(items["image_id"]), np.full(len(items), count / len(items)), params, _UNMIXED, epoch=0)
     return children(items, draws)

@@ -300,7 +300,10 @@ def _manifest(source: Source, changes: _Changes, written: list[Written]) -> pd.D
     order = np.lexsort((table["row"].to_numpy(), table["shard"].to_numpy()))
     if (np.diff(order) != 1).any():
         table = table.take(order).reset_index(drop=True)
-    return table.astype(_TYPES)[list(MANIFEST_COLUMNS)]
+    table = table.astype(_TYPES)[list(MANIFEST_COLUMNS)]
+    if mark := source.description.get("mark"):
+        table.attrs["mark"] = mark  # in the file's own metadata: whoever opens it alone must see it
+    return table
 
 
 def _neighbours(dataset: Dataset, earlier: Dataset | None, changes: _Changes, work: Path) -> pd.DataFrame:

@@ -13,12 +13,11 @@ image. An image whose mask can not be used stays out with it.
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import pandas as pd
@@ -38,17 +37,9 @@ from components.ingest.entries import (
     shown,
 )
 from components.ingest.fingerprints import Fingerprints
-from components.ingest.metadata import (
-    METADATA_COLUMNS,
-    SAFE_ID,
-    SAFE_ID_ALLOWED,
-    Rows,
-    id_cell,
-    read_metadata,
-    reject_table,
-    take_subset,
-)
+from components.ingest.metadata import METADATA_COLUMNS, Rows, id_cell, read_metadata, reject_table, take_subset
 from dermaflow.classes import HAM10000_CLASSES
+from dermaflow.description import SAFE_ID, SAFE_ID_ALLOWED, Description
 from dermaflow.errors import InputError
 from dermaflow.params import DataParams
 
@@ -85,7 +76,7 @@ class Arranged:
     refused: pd.DataFrame
     images: Entries
     masks: Entries
-    said: dict[str, Any]
+    said: Description
     layout: str
     classes: tuple[str, ...]
 
@@ -101,7 +92,7 @@ def arrange(files: Files, params: DataParams) -> Arranged:
     found = _gather(files, params)
     images, masks = found.images.frame(), found.masks.frame()
     said = _said(files, found.said, params)
-    classes = said.pop("classes", HAM10000_CLASSES)
+    classes = said.classes or HAM10000_CLASSES
     table = _one_table(found.tables, images, params, classes)
     if images.empty and not found.faults:
         raise InputError(f"data.source: {params.source} holds no images ({', '.join(IMAGE_ENDINGS)})")
@@ -120,7 +111,7 @@ def arrange(files: Files, params: DataParams) -> Arranged:
         masks=Entries(_of_ids(masks, metadata["image_id"])),
         said=said,
         layout="ham10000" if table else "class_folders",
-        classes=tuple(classes),
+        classes=classes,
     )
 
 
@@ -242,31 +233,14 @@ def _read_whole(files: Files, entry: Entry, params: DataParams) -> bytes:
         raise InputError(f"{_path(entry.uri, params)} can not be read: {rejected.detail}") from rejected
 
 
-def _said(files: Files, found: list[Entry | Fault], params: DataParams) -> dict[str, Any]:
+def _said(files: Files, found: list[Entry | Fault], params: DataParams) -> Description:
     """What the source says of itself, at the top or, if it says nothing there, in its first archive."""
     if not found:
-        return {}
+        return Description()
     entry = min(found, key=lambda file: (file.uri.count("/"), file.uri))
     if isinstance(entry, Fault):
         raise InputError(f"{_path(entry.uri, params)} can not be read: {entry.detail}")
-    try:
-        said = json.loads(_read_whole(files, entry, params))
-    except ValueError as error:
-        raise InputError(f"{_path(entry.uri, params)} is not valid JSON: {error}") from error
-    if not isinstance(said, dict):
-        raise InputError(f"{_path(entry.uri, params)} must be an object with name, licence and synthetic")
-    if "classes" in said and not _are_classes(said["classes"]):
-        raise InputError(
-            f"{_path(entry.uri, params)}: classes is {shown(json.dumps(said['classes']))}; allowed: a list of at least two "
-            f"different names, each of {SAFE_ID_ALLOWED}"
-        )
-    return said
-
-
-def _are_classes(value: Any) -> bool:
-    """Whether a value can be the order of a source's classes."""
-    named = isinstance(value, list) and all(isinstance(name, str) and SAFE_ID.fullmatch(name) for name in value)
-    return named and len(set(value)) == len(value) >= 2
+    return Description.parse(_read_whole(files, entry, params), _path(entry.uri, params))
 
 
 # --- rows without a table ---

@@ -14,14 +14,13 @@ import numpy as np
 import pandas as pd
 
 from components.ingest.entries import among, plain, shown
+from dermaflow.description import SAFE_ID, SAFE_ID_ALLOWED
 from dermaflow.errors import InputError
 from dermaflow.params import Subset
 
 REQUIRED_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")
 METADATA_COLUMNS = (*REQUIRED_COLUMNS, "parent_id")  # the last may be left out: the image that another was made from
 REJECT_COLUMNS = ("image_id", "lesion_id", "uri", "reason", "detail")
-SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # an id becomes a file name and a table cell
-SAFE_ID_ALLOWED = "letters, digits, dot, dash and underscore, at most 128, the first a letter or digit"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)", re.ASCII)
 _NO_AGE = ("", "unknown", "NA")
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would run; OWASP, "CSV Injection"

@@ -28,8 +28,6 @@ from components.ingest.metadata import METADATA_COLUMNS, REJECT_COLUMNS
 from dermaflow.errors import InputError
 from dermaflow.params import DataParams
 
-SAID_ON = ("mark", "made_from", "balance")  # what components/balance says of the sources that it writes
-
 __all__ = ["METADATA_COLUMNS", "REJECT_COLUMNS", "Entry", "Source", "open_source"]
 
 
@@ -43,8 +41,8 @@ class Source:
     refused: REJECT_COLUMNS, rows and files that can not be used: rows in the order of the table, then files by uri.
     images: the file of each image in `metadata`, by id.
     masks: expert masks by image id, where there is one.
-    description: name, uri, synthetic, licence, dvc_revision, subset, layout, what is unknown of lesions, and of what a
-        source.json says further, SAID_ON.
+    description: name, uri, synthetic, licence, dvc_revision, subset, layout, what is unknown of lesions, and what
+        else a source.json says (dermaflow.description).
     classes: in their order: those that a source.json names, or HAM10000's.
     concurrency: how many threads may well read at a time.
     """
@@ -137,15 +135,15 @@ def _describe(arranged: Arranged, folder: Path | None, params: DataParams) -> di
     said = arranged.said
     name = folder.resolve().name if folder else params.source.rstrip("/").partition(":")[2].lstrip("/")
     described = {
-        "name": str(said.get("name", name)),
+        "name": said.name or name,
         "uri": params.source,
-        "synthetic": bool(said.get("synthetic", False)),
-        "licence": str(said.get("licence", params.licence)),
+        "synthetic": said.synthetic,
+        "licence": said.licence or params.licence,
         "dvc_revision": _dvc_revision(folder) if folder else None,
         "subset": params.subset.model_dump(mode="json") if params.subset else None,
         "layout": arranged.layout,
     }
-    described |= {name: said[name] for name in SAID_ON if name in said}
+    described |= said.told()
     if arranged.layout == "class_folders":
         described["lesions"] = "unknown: each image counts as a lesion"
     return described

@@ -17,7 +17,7 @@ from tests.proofs.prove import ROOT
 
 BOUND = (
     "eight classes of HAM10000, each with exactly the study's total and its counts in train, validation and test; every df "
-    "and vasc test image has a relative in train; marked in manifest, splits, report and registry; refused with promotion enabled"
+    "and vasc test image has a relative in train; marked in manifest, splits, report and registry, and never promoted"
 )
 TABLE = {  # the study's: train, validation, test
     "akiec": (799, 100, 100), "bcc": (780, 98, 98), "bkl": (800, 100, 100), "mel": (800, 100, 100),

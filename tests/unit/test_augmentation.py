@@ -11,7 +11,7 @@ from dermaflow.augmentation import (
     allowed_symmetries,
     augmented,
     draw_epoch,
-    image_key,
+    image_keys,
     mix,
     plan_draws,
     transform,
@@ -23,7 +23,7 @@ from dermaflow.errors import InputError
 from dermaflow.params import MixupParams
 from tests.sources import MIXUP, augment_params, data_params
 
-KEYS = np.array([image_key(f"ISIC_{n:07d}") for n in range(600)], np.uint64)
+KEYS = image_keys(f"ISIC_{n:07d}" for n in range(600))
 EVEN = np.ones(len(KEYS))
 LUMA = np.array([0.299, 0.587, 0.114])
 FIELDS = ("rows", "symmetry", "zoom", "brightness", "hue", "mix", "choice")

@@ -153,6 +153,7 @@ def test_the_dataset_knows_its_classes_parents_and_mark(ingested, dataset, table
     assert made.info["source"]["made_from"]["content_digest"] == Dataset.open(dataset).content_digest
     assert made.info["source"]["balance"]["classes"]["nv"]["as_they_are"] == 4
     assert made.info["counts"]["rejects"] == 0
+    assert made.manifest.attrs == pd.read_parquet(ingested / "manifest.parquet").attrs == {"mark": MARK}
     parents = made.manifest.set_index("image_id")["parent_id"]
     assert parents.to_dict() == table.set_index("image_id")["parent_id"].to_dict()
 
@@ -210,4 +211,4 @@ def test_normal_skin_without_expert_masks_is_refused_and_the_other_classes_need_
     with pytest.raises(InputError, match=r"normal is cut from skin outside of expert masks, and these data have none"):
         balance(without, paper(), tmp_path / "b")
     told = balance(without, paper(targets=dict.fromkeys(CLASSES[:-1], 5)), tmp_path / "c")
-    assert told["classes"] == list(CLASSES[:-1])
+    assert told.classes == CLASSES[:-1]

@@ -496,10 +496,18 @@ STOPS: dict[str, tuple[Callable[[SourceFolder], None], str]] = {
     ),
     "a description that is no JSON": (lambda source: (source.path / "source.json").write_text("{"), "is not valid JSON"),
     "a description that is a list": (lambda source: (source.path / "source.json").write_text("[]"), "must be an object"),
-    "a description with one class": (describe(classes=["nv"]), "allowed: a list of at least two different names"),
-    "a description with a class twice": (describe(classes=["nv", "nv"]), "at least two different names"),
-    "a description with a class that is a path": (describe(classes=["nv", "../mel"]), "allowed: a list of"),
-    "a description whose classes are a text": (describe(classes="nv, mel"), "allowed: a list of"),
+    "a description with one class": (
+        describe(classes=["nv"]),
+        "classes is ['nv']; allowed: tuple should have at least 2 items",
+    ),
+    "a description with a class twice": (describe(classes=["nv", "nv"]), "allowed: different names, each of letters"),
+    "a description with a class that is a path": (
+        describe(classes=["nv", "../mel"]),
+        "allowed: different names, each of letters",
+    ),
+    "a description whose classes are a text": (describe(classes="nv, mel"), "classes is 'nv, mel'; allowed: "),
+    "a description that is synthetic by a text": (describe(synthetic="false"), "synthetic is 'false'; allowed: "),
+    "a description with a balance of its own": (describe(balance={"nv": 3}), "balance.seed is "),
     "no images": (lambda source: shutil.rmtree(source.path / "images"), "holds no images"),
 }
 
