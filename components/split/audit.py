@@ -15,7 +15,7 @@ from dermaflow.contracts import SPLIT_NAMES
 KINDS = {  # column of the audit, and what it is called
     "same_lesion": "of the same lesion",
     "near_duplicate": "near duplicate",
-    "augmented": "augmented from the same image",
+    "augmented": "made from the same image",
 }
 _COLOURS = ("#0072b2", "#e69f00", "#009e73")  # Okabe and Ito: apart with any colour vision
 _ANY, _RANDOM = "#22303c", "#9aa5b1"
