@@ -13,6 +13,8 @@ from dermaflow.errors import InputError
 from dermaflow.params import Params
 from pipelines.preflight import default_arguments
 
+_ORDER = (*BEFORE, *TASKS)
+
 
 def compile_to(output: Path, params: Params) -> None:
     """Compile the pipeline to IR YAML; the file appears whole or not at all.
@@ -52,9 +54,6 @@ def tasks(params: Params) -> list[dict[str, Any]]:
         spec = next(yaml.safe_load_all(path.read_text()))
     found = _flatten(spec, spec["root"]["dag"], inherited=[])
     return [_describe(spec, name, *found[name]) for name in sorted(found, key=_ORDER.index)]
-
-
-_ORDER = (*BEFORE, *TASKS)
 
 
 def _flatten(spec: dict[str, Any], dag: dict[str, Any], inherited: list[str]) -> dict[str, tuple[dict[str, Any], list[str]]]:

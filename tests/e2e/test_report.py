@@ -212,7 +212,7 @@ def test_a_random_split_is_named_in_a_banner_with_its_leakage(run: Path):
     splits["leakage"]["all"] |= {"with_relative_in_train": 3, "share": 3 / splits["leakage"]["all"]["test_images"]}
     write(path, {**splits, "strategy": "random", "promotable": False})
     text = read(run)[1].text
-    assert f"Random split by image, not by lesion: 3 of {splits['leakage']['all']['test_images']} test images have" in text
+    assert f"Split by image, not by lesion: 3 of {splits['leakage']['all']['test_images']} test images have" in text
 
 
 def test_rejects_and_failing_rows_are_listed(run: Path):
