@@ -5,7 +5,8 @@ Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Data
 Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
 Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), mixes.parquet (MIX_COLUMNS),
             plan.json: train rows only
-Model       model.keras, model.json (input contract, weights' origin, parameters, digest)
+Model       model.keras, model.json (input contract, weights' origin, parameters, digest), trained_on.parquet
+            (TRAINED_ON_COLUMNS: the images of train and validation)
 History     history.parquet (one row an epoch), history.json
 Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
 Comparison  comparison.json (challenger against champion), champion.parquet (the champion's logits)
@@ -55,6 +56,8 @@ DEVELOPED_ON = ("train", "validation")  # whoever was here must not judge the mo
 MIX_COLUMNS = ("image_a", "symmetry_a", "image_b", "symmetry_b", "weight")  # weight of a; b has the rest
 LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
+TRAINED_ON = "trained_on.parquet"
+TRAINED_ON_COLUMNS = ("image_id", "lesion_id", "source_digest", "pixel_digest", "split")
 
 
 def read_table(path: Path, kind: str, name: str) -> pd.DataFrame:
@@ -114,6 +117,13 @@ def seen_before(images: pd.DataFrame, splits: pd.DataFrame) -> pd.Series[bool]:
     return images["source_digest"].isin(developed["source_digest"]) | images["pixel_digest"].isin(developed["pixel_digest"])
 
 
+def trained_on(path: Path) -> pd.DataFrame | None:
+    """The images of a Model's train and validation parts, TRAINED_ON_COLUMNS; None of one that was made before it kept them."""
+    open_artifact(path, MODEL)
+    table = path / TRAINED_ON
+    return pd.read_parquet(table) if table.exists() else None
+
+
 def test_set_digest(tests: pd.DataFrame, version: int) -> str:
     """Digest of a numbered test set, of `read_test_sets`: the ids and source digests of all its members."""
     members = tests[tests["test_set"] <= version].sort_values(["image_id", "source_digest"])
@@ -145,6 +155,11 @@ def read_metrics(path: Path) -> dict[str, Any]:
 def logit_columns(classes: Sequence[str]) -> list[str]:
     """Names of the logit columns, in class order."""
     return [LOGIT_PREFIX + name for name in classes]
+
+
+def read_masks(path: Path) -> pd.DataFrame:
+    """What masks.parquet says of each image's mask."""
+    return read_table(path, MASKS, "masks.parquet")
 
 
 def masks_of(masks: Path, dataset: Dataset, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:

@@ -14,9 +14,9 @@ where every image of a class is right, or every one wrong.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +26,14 @@ from dermaflow.contracts import logit_columns
 from dermaflow.errors import InputError
 
 Floats = npt.NDArray[np.float64]
+Interval = dict[str, float | None]  # estimate, low, high
 Integers = npt.NDArray[np.int64]
+Name = TypeVar("Name", bound=Hashable)
 
 LEVEL = 0.95
-OVERALL = ("accuracy", "balanced_accuracy", "sensitivity", "specificity", "precision", "f1", "auroc")
-PER_CLASS = ("sensitivity", "specificity", "precision", "f1", "auroc")
+PER_CLASS = ("sensitivity", "specificity", "precision", "npv", "f1", "auroc", "auprc")
+OVERALL = ("accuracy", "balanced_accuracy", "top3", *PER_CLASS)
+RANKED = ("auroc", "auprc")  # of PER_CLASS, those that look at scores, not at decisions
 _CHUNK_WEIGHTS = 1 << 20  # image weights in memory at a time: 8 MiB of float64, and about as much again twice
 
 
@@ -55,21 +58,26 @@ def evaluate_predictions(predictions: pd.DataFrame, classes: Sequence[str], *, b
     InputError
         when a column is missing, a label is no class, an image occurs twice, or a logit is not finite.
     """
-    judged = _judge(predictions, classes)
-    estimates, replicates = _estimate(judged), _replicate(judged, bootstrap, seed)
-    told = {name: _interval(estimates[name], replicates[name]) for name in estimates}
+    judged = judged_of(predictions, classes)
+    probabilities = softmax(judged.logits)
+    told = intervals(lambda weights: values(judged, probabilities, weights), judged.lesions, bootstrap=bootstrap, seed=seed)
+    return arranged(judged, told)
+
+
+def arranged(judged: Judged, told: Mapping[str, Interval]) -> dict[str, Any]:
+    """What `evaluate_predictions` returns, of the intervals of `values` by name."""
     per_class = {}
-    for position, name in enumerate(classes):
+    for position, name in enumerate(judged.classes):
         mine = judged.labels == position
         sizes = {"n_images": int(mine.sum()), "n_lesions": len(np.unique(judged.lesions[mine]))}
         per_class[name] = {**sizes, **{metric: told[f"{name}.{metric}"] for metric in PER_CLASS}}
-    counts = confusion_counts(judged.predicted, judged.labels, np.ones((1, judged.size)), len(classes))[0]
+    counts = confusion_counts(judged.predicted, judged.labels, np.ones((1, judged.size)), len(judged.classes))[0]
     return {
         "n_images": judged.size,
         "n_lesions": judged.lesion_count,
         "overall": {name: told[name] for name in OVERALL},
         "per_class": per_class,
-        "confusion": {"classes": list(classes), "counts": counts.astype(int).tolist()},
+        "confusion": {"classes": list(judged.classes), "counts": counts.astype(int).tolist()},
     }
 
 
@@ -81,7 +89,7 @@ def paired_difference(
     metric: str = "balanced_accuracy",
     bootstrap: int,
     seed: int,
-) -> dict[str, float | None]:
+) -> Interval:
     """How much better `predictions_a` are than `predictions_b` on the same images, with a 95 % interval.
 
     Both sides see the same resamples of lesions, so what makes a lesion hard for both cancels out, and the interval is
@@ -105,15 +113,18 @@ def paired_difference(
     known = [*OVERALL, *(f"{name}.{each}" for name in classes for each in PER_CLASS)]
     if metric not in known:
         raise InputError(f"unknown metric {metric!r}; known: {', '.join(known)}")
-    a, b = _judge(predictions_a, classes), _judge(predictions_b, classes)
+    a, b = judged_of(predictions_a, classes), judged_of(predictions_b, classes)
     _check_same_images(a, b)
-    ranks = metric.endswith("auroc")
-    estimate = _estimate(a, ranks=ranks)[metric] - _estimate(b, ranks=ranks)[metric]
-    replicates = [_replicate(side, bootstrap, seed, ranks=ranks)[metric] for side in (a, b)]
-    return _interval(estimate, replicates[0] - replicates[1])
+    sides = [(judged, softmax(judged.logits)) for judged in (a, b)]
+
+    def difference(weights: Floats) -> dict[str, Floats]:
+        one, other = (values(*side, weights, ranks=metric.endswith(RANKED))[metric] for side in sides)
+        return {metric: one - other}
+
+    return intervals(difference, a.lesions, bootstrap=bootstrap, seed=seed)[metric]
 
 
-def mean_over_images(values: Floats, lesion_ids: pd.Series[str], *, bootstrap: int, seed: int) -> dict[str, float | None]:
+def mean_over_images(values: Floats, lesion_ids: pd.Series[str], *, bootstrap: int, seed: int) -> Interval:
     """Mean of a figure that each image has, with a 95 % interval by bootstrap over lesions.
 
     Parameters
@@ -197,6 +208,18 @@ def precision(counts: Floats) -> Floats:
     return _where_present(counts, np.where(calls > 0, _ratio(_hits(counts), calls), 0.0))
 
 
+def npv(counts: Floats) -> Floats:
+    """Tn / (Tn + Fn) of each class (negative predictive value), [b, c] of confusion counts [b, c, c].
+
+    Altman and Bland, BMJ 309, 102 (1994). 0 where an image of another class exists but every image is called this one.
+    """
+    every = counts.sum(axis=(1, 2))[:, None]
+    not_called = every - counts.sum(axis=1)
+    missed = counts.sum(axis=2) - _hits(counts)
+    value = np.where(not_called > 0, _ratio(not_called - missed, not_called), 0.0)
+    return _where_present(counts, np.where(every > counts.sum(axis=2), value, np.nan))
+
+
 def f1(counts: Floats) -> Floats:
     """2 Tp / (2 Tp + Fp + Fn) of each class, [b, c] of confusion counts [b, c, c].
 
@@ -205,20 +228,65 @@ def f1(counts: Floats) -> Floats:
     return _where_present(counts, _ratio(2 * _hits(counts), counts.sum(axis=1) + counts.sum(axis=2)))
 
 
-def auroc(scores: Floats, labels: Integers, weights: Floats) -> Floats:
-    """Area under the ROC curve of each class against the rest, [b, c].
+def ranked(scores: Floats, labels: Integers, weights: Floats) -> dict[str, Floats]:
+    """Areas under the ROC and the precision-recall curve of each class against the rest: name -> [b, c].
 
-    The weighted Mann-Whitney statistic: over all pairs of an image of the class and one of another, how often the first
-    has the higher score; a tie counts one half. Equal to the area under the ROC curve: Hanley and McNeil, Radiology
-    143, 29-36 (1982); Fawcett 2006, section 7. NaN where a class has no images, or all of them.
+    auroc is the weighted Mann-Whitney statistic: over all pairs of an image of the class and one of another, how often the
+    first has the higher score; a tie counts one half. Equal to the area under the ROC curve: Hanley and McNeil, Radiology
+    143, 29-36 (1982); Fawcett 2006, section 7. auprc is the average precision, the mean over the class's images of the
+    precision among all that score at least as high: Davis and Goadrich, ICML 2006, doi:10.1145/1143844.1143874; as
+    scikit-learn's `average_precision_score`. NaN where a class has no images, or all of them.
 
     Parameters
     ----------
     scores: float64 [n, c]; only their order within a class matters.
     labels: class indices, int64 [n].
+    weights: how often each image counts, float64 [b, n]: whole numbers.
+    """
+    drawn = weights.astype(np.float32)
+    areas = [areas_of(scores[:, k], labels == k, drawn) for k in range(scores.shape[1])]
+    return {name: np.stack([area[place] for area in areas], axis=1) for place, name in enumerate(RANKED)}
+
+
+def top_k(logits: Floats, labels: Integers, weights: Floats, k: int) -> Floats:
+    """Share of images whose class is among the k of highest score, [b]; of equal scores the earlier class comes first.
+
+    Parameters
+    ----------
+    logits: float64 [n, c].
+    labels: class indices, int64 [n].
     weights: how often each image counts, float64 [b, n].
     """
-    return np.stack([_area(scores[:, k], labels == k, weights) for k in range(scores.shape[1])], axis=1)
+    own = np.take_along_axis(logits, labels[:, None], axis=1)
+    earlier = np.arange(logits.shape[1]) < labels[:, None]
+    ahead = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
+    return _ratio(weights @ (ahead < k).astype(np.float64), weights.sum(axis=1))
+
+
+def areas_of(scores: Floats, positive: npt.NDArray[np.bool_], weights: npt.NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+    """`ranked` for one question: auroc and auprc [b] of scores [n]; O(n log n) once, then O(n) a replicate."""
+    order = np.argsort(-scores, kind="stable")
+    falling, hits = -scores[order], positive[order]
+    own = falling[hits]
+    drawn = np.asarray(weights, np.float32)[:, order]
+    own_drawn = drawn[:, hits]
+    above, own_above = _running(drawn), _running(own_drawn)  # weight of the first k images, and of the class's own
+    first, last = (above[:, np.searchsorted(falling, own, side=side)].astype(np.float64) for side in ("left", "right"))
+    own_first, own_last = (own_above[:, np.searchsorted(own, own, side=side)].astype(np.float64) for side in ("left", "right"))
+    total, positives = above[:, -1].astype(np.float64), own_above[:, -1].astype(np.float64)
+    negatives = np.where(positives < total, total - positives, 0.0)
+    lost = (own_drawn * (first - own_first + last - own_last)).sum(axis=1) / 2
+    precisions = np.divide(own_last, last, out=np.zeros_like(last), where=last > 0)
+    auroc = _ratio(positives * negatives - lost, positives * negatives)
+    auprc = _ratio((own_drawn * precisions).sum(axis=1), np.where(negatives > 0, positives, 0.0))
+    return auroc, auprc
+
+
+def _running(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Sums of the first k columns, k = 0 .. n: [b, n + 1]; of whole numbers, and so exact up to 16 million."""
+    sums = np.zeros((len(weights), weights.shape[1] + 1), np.float32)
+    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def macro(values: Floats) -> Floats:
@@ -250,7 +318,7 @@ def lesion_weights(lesions: Integers, replicates: int, seed: int) -> Iterator[Fl
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """Predictions in the order of their image ids: what the metrics need, as arrays."""
 
     classes: tuple[str, ...]
@@ -259,6 +327,12 @@ class _Judged:
     lesions: Integers  # [n], numbered in the order of their names
     labels: Integers  # [n]
     logits: Floats  # [n, c]
+
+    def of(self, rows: npt.NDArray[np.bool_]) -> Judged:
+        """Some of the images; their lesions keep their numbers."""
+        return Judged(
+            self.classes, self.images[rows], self.lesion_ids[rows], self.lesions[rows], self.labels[rows], self.logits[rows]
+        )
 
     @property
     def size(self) -> int:
@@ -273,7 +347,7 @@ class _Judged:
         return np.asarray(self.logits.argmax(axis=1), np.int64)
 
 
-def _judge(predictions: pd.DataFrame, classes: Sequence[str]) -> _Judged:
+def judged_of(predictions: pd.DataFrame, classes: Sequence[str]) -> Judged:
     columns = logit_columns(classes)
     missing = [name for name in ("image_id", "lesion_id", "label", *columns) if name not in predictions]
     if missing:
@@ -287,7 +361,7 @@ def _judge(predictions: pd.DataFrame, classes: Sequence[str]) -> _Judged:
     finite = pd.Series(np.isfinite(logits).all(axis=1), index=table.index)
     _refuse(images, ~finite, "has a logit that is not finite: the training diverged; lower train.learning_rate")
     position = {name: index for index, name in enumerate(classes)}
-    return _Judged(
+    return Judged(
         classes=tuple(classes),
         images=images,
         lesion_ids=table["lesion_id"].to_numpy(dtype=object),
@@ -303,7 +377,7 @@ def _refuse(images: npt.NDArray[np.object_], bad: pd.Series[bool], why: str) -> 
         raise InputError(f"predictions: image {first} {why} ({int(bad.sum())} of {len(bad)} images)")
 
 
-def _check_same_images(a: _Judged, b: _Judged) -> None:
+def _check_same_images(a: Judged, b: Judged) -> None:
     if not np.array_equal(a.images, b.images):
         odd = sorted(set(a.images) ^ set(b.images))
         raise InputError(
@@ -319,41 +393,50 @@ def _check_same_images(a: _Judged, b: _Judged) -> None:
         )
 
 
-def _estimate(judged: _Judged, *, ranks: bool = True) -> dict[str, Floats]:
-    """Each metric, every image counting once: name -> [1]."""
-    return _values(judged, softmax(judged.logits), np.ones((1, judged.size)), ranks=ranks)
+def intervals(
+    compute: Callable[[Floats], dict[Name, Floats]], lesions: Integers, *, bootstrap: int, seed: int
+) -> dict[Name, Interval]:
+    """Estimate and 95 % interval of each of some figures, by bootstrap over lesions.
+
+    Parameters
+    ----------
+    compute: image weights float64 [b, n] -> figures [b] by name; NaN where one is undefined.
+    lesions: lesion of each image, numbered from 0, int64 [n].
+    bootstrap, seed: number and seed of the resamples.
+    """
+    estimates = compute(np.ones((1, len(lesions))))
+    if not len(lesions):
+        return {name: _interval(estimate, estimate) for name, estimate in estimates.items()}
+    chunks = [compute(chunk) for chunk in lesion_weights(lesions, bootstrap, seed)]
+    return {
+        name: _interval(estimate, np.concatenate([chunk[name] for chunk in chunks])) for name, estimate in estimates.items()
+    }
 
 
-def _replicate(judged: _Judged, bootstrap: int, seed: int, *, ranks: bool = True) -> dict[str, Floats]:
-    """Each metric in each bootstrap replicate: name -> [bootstrap]."""
-    if not judged.size:
-        return _values(judged, judged.logits, np.ones((bootstrap, 0)), ranks=ranks)
-    probabilities = softmax(judged.logits)
-    weights = lesion_weights(judged.lesions, bootstrap, seed)
-    chunks = [_values(judged, probabilities, chunk, ranks=ranks) for chunk in weights]
-    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
-
-
-def _values(judged: _Judged, probabilities: Floats, weights: Floats, *, ranks: bool) -> dict[str, Floats]:
+def values(judged: Judged, probabilities: Floats, weights: Floats, *, ranks: bool = True) -> dict[str, Floats]:
     """Each metric by name, macro ones as "f1", those of a class as "mel.f1" -> [b]; areas only if `ranks`."""
     counts = confusion_counts(judged.predicted, judged.labels, weights, len(judged.classes))
     by_class = {
         "sensitivity": sensitivity(counts),
         "specificity": specificity(counts),
         "precision": precision(counts),
+        "npv": npv(counts),
         "f1": f1(counts),
+        **(ranked(probabilities, judged.labels, weights) if ranks else {}),
     }
-    if ranks:
-        by_class["auroc"] = auroc(probabilities, judged.labels, weights)
-    values = {"accuracy": accuracy(counts), "balanced_accuracy": balanced_accuracy(counts)}
+    told = {
+        "accuracy": accuracy(counts),
+        "balanced_accuracy": balanced_accuracy(counts),
+        "top3": top_k(judged.logits, judged.labels, weights, 3),
+    }
     for metric, of_classes in by_class.items():
-        values[metric] = macro(of_classes)
+        told[metric] = macro(of_classes)
         for position, name in enumerate(judged.classes):
-            values[f"{name}.{metric}"] = of_classes[:, position]
-    return values
+            told[f"{name}.{metric}"] = of_classes[:, position]
+    return told
 
 
-def _interval(estimate: Floats, replicates: Floats) -> dict[str, float | None]:
+def _interval(estimate: Floats, replicates: Floats) -> Interval:
     """Estimate and percentile interval over the replicates in which the metric is defined; None where it never is."""
     if np.isnan(estimate[0]):
         return {"estimate": None, "low": None, "high": None}
@@ -362,19 +445,6 @@ def _interval(estimate: Floats, replicates: Floats) -> dict[str, float | None]:
         return {"estimate": float(estimate[0]), "low": None, "high": None}
     low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return {"estimate": float(estimate[0]), "low": float(low), "high": float(high)}
-
-
-def _area(scores: Floats, positive: npt.NDArray[np.bool_], weights: Floats) -> Floats:
-    """Weighted Mann-Whitney statistic [b] of scores [n]; O(n log n) once, then O(n) a replicate."""
-    positives, negatives = np.flatnonzero(positive), np.flatnonzero(~positive)
-    negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-    below = np.zeros((len(weights), len(negatives) + 1))  # weight of the first k negatives, in order of score
-    np.cumsum(weights[:, negatives], axis=1, out=below[:, 1:])
-    first = np.searchsorted(scores[negatives], scores[positives], side="left")
-    last = np.searchsorted(scores[negatives], scores[positives], side="right")
-    positive_weights = weights[:, positives]
-    pairs_won = np.einsum("bp,bp->b", positive_weights, below[:, first] + below[:, last]) / 2
-    return _ratio(pairs_won, positive_weights.sum(axis=1) * below[:, -1])
 
 
 def _hits(counts: Floats) -> Floats:

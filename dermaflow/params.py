@@ -238,6 +238,7 @@ class TrainParams(Section):
 
 class EvaluateParams(Section):
     bootstrap: Annotated[int, Field(ge=100, le=100_000)]
+    specificity: Annotated[float, Field(ge=0.5, lt=1)]
     seed: int
 
 

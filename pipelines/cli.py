@@ -216,16 +216,19 @@ def evaluate(
         str, typer.Argument(metavar="MODEL", help="A Model artifact's folder, or NAME@ALIAS or NAME/VERSION of the registry.")
     ],
     data: Annotated[Path, typer.Argument(metavar="DATA", help="A source of labelled images, or a Dataset artifact.")],
+    leave_out_seen: Annotated[
+        bool, typer.Option("--leave-out-seen", help="Pass over images of the model's own training, instead of refusing DATA.")
+    ] = False,
     profile: Profile = "default",
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a saved or registered model on any labelled images, with 95 % intervals over lesions."""
+    """Judge a saved or registered model on any labelled images that it was not made with, with 95 % intervals over lesions."""
     from pipelines.judging import judge
 
     params = load_params(profile, overrides or ())
     with show.Bar("judging") as bar, told_to(bar.on_event):
-        result = judge(model, data, params)
+        result = judge(model, data, params, leave_out_seen=leave_out_seen)
     if as_json:
         show.print_json(result)
     else:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from dermaflow import contracts
@@ -51,13 +52,17 @@ def open_model(model: str, params: Params) -> Iterator[Path]:
         yield _download(named, params, Path(scratch))
 
 
-def judge(model: str, data: Path, params: Params) -> dict[str, Any]:
-    """Metrics of a model on all images of DATA: model, data, n_images, n_lesions, metrics, per_class, confusion.
+def judge(model: str, data: Path, params: Params, *, leave_out_seen: bool = False) -> dict[str, Any]:
+    """Metrics of a model on all images of DATA: model, data, n_images, n_lesions, left_out, metrics, per_class, confusion.
+
+    Parameters
+    ----------
+    leave_out_seen: pass over images that the model was made with, and all others of their lesions, instead of refusing DATA.
 
     Raises
     ------
     InputError
-        when the model or the data can not be found, or do not fit each other.
+        when the model or the data can not be found or do not fit each other, or the model was made with some of these images.
     """
     from components.segment.core import segment
     from dermaflow.metrics import evaluate_predictions
@@ -71,12 +76,13 @@ def judge(model: str, data: Path, params: Params) -> dict[str, Any]:
             if info["masks"] != "none":
                 masks = Path(scratch, "masks")
                 segment(folder, params.segment, masks)
-            rows = np.arange(len(dataset.manifest), dtype=np.int64)
+            seen = seen_with_lesions(dataset.manifest, contracts.trained_on(model_folder))
+            _refuse_seen(model, data, dataset.manifest, seen, leave_out_seen=leave_out_seen)
+            rows = np.flatnonzero(~seen)
             logits = predict_logits(model_folder, dataset, rows, masks)
     columns = contracts.logit_columns(info["classes"])
-    predictions = pd.concat(
-        [dataset.manifest[["image_id", "lesion_id", "label"]], pd.DataFrame(logits, columns=columns)], axis=1
-    )
+    named = dataset.manifest[["image_id", "lesion_id", "label"]].iloc[rows].reset_index(drop=True)
+    predictions = pd.concat([named, pd.DataFrame(logits, columns=columns)], axis=1)
     found = evaluate_predictions(predictions, info["classes"], bootstrap=params.evaluate.bootstrap, seed=params.evaluate.seed)
     return {
         "model": model,
@@ -86,10 +92,34 @@ def judge(model: str, data: Path, params: Params) -> dict[str, Any]:
         "synthetic": dataset.synthetic,
         "n_images": found["n_images"],
         "n_lesions": found["n_lesions"],
+        "left_out": int(seen.sum()),
         "metrics": found["overall"],
         "per_class": found["per_class"],
         "confusion": found["confusion"],
     }
+
+
+def seen_with_lesions(images: pd.DataFrame, developed: pd.DataFrame | None) -> npt.NDArray[np.bool_]:
+    """Which images a model was made with, by their bytes or pixels, and all others of their lesions; bool [n].
+
+    Ids alone tell nothing: two hospitals may both have a lesion 7.
+    """
+    if developed is None:
+        return np.zeros(len(images), np.bool_)
+    known = contracts.seen_before(images, developed)
+    return np.asarray(images["lesion_id"].isin(images.loc[known, "lesion_id"]), np.bool_)
+
+
+def _refuse_seen(model: str, data: Path, images: pd.DataFrame, seen: npt.NDArray[np.bool_], *, leave_out_seen: bool) -> None:
+    first = images["image_id"].iloc[int(np.argmax(seen))] if seen.any() else ""
+    if seen.any() and not leave_out_seen:
+        raise InputError(
+            f"{data}: the training or validation part of {model} had {int(seen.sum())} of these {len(seen)} images, or others "
+            f"of their lesions, the first {first}: figures on them would flatter it. Give other images, or leave these out "
+            "with --leave-out-seen"
+        )
+    if seen.all():
+        raise InputError(f"{data}: {model} was made with every lesion of these images; give others")
 
 
 def _download(named: re.Match[str], params: Params, scratch: Path) -> Path:

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from components.evaluate import plots
+from components.evaluate.figures import JUDGED, SUBGROUPS, TEST, figures
 from dermaflow import contracts
 from dermaflow.artifacts import new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
-from dermaflow.metrics import LEVEL, evaluate_predictions
+from dermaflow.metrics import LEVEL
 from dermaflow.params import EvaluateParams
 from dermaflow.progress import progress
-
-JUDGED = ("validation", "test")
 
 
 def evaluate(dataset: Path, splits: Path, masks: Path, model: Path, params: EvaluateParams, target: Path) -> dict[str, Any]:
@@ -42,15 +42,15 @@ def evaluate(dataset: Path, splits: Path, masks: Path, model: Path, params: Eval
 
     images = Dataset.open(dataset)
     model_info = {**contracts.read_info(model, contracts.MODEL), "model_digest": open_artifact(model, contracts.MODEL).digest}
-    rows = judged_rows(images, contracts.read_splits(splits))
+    rows = judged_rows(images, contracts.read_splits(splits), contracts.read_masks(masks))
     logits = predict_logits(model, images, images.rows_of(rows["image_id"]), masks)
     columns = contracts.logit_columns(images.classes)
     predictions = pd.concat([rows, pd.DataFrame(logits, columns=columns)], axis=1)
     return write_evaluation(predictions, model_info, images, params, target)
 
 
-def judged_rows(dataset: Dataset, splits: pd.DataFrame) -> pd.DataFrame:
-    """image_id, lesion_id, split, label of the validation and test images, in the order of the dataset.
+def judged_rows(dataset: Dataset, splits: pd.DataFrame, masks: pd.DataFrame) -> pd.DataFrame:
+    """image_id, lesion_id, split, label and SUBGROUPS of the validation and test images, in the order of the dataset.
 
     Raises
     ------
@@ -63,7 +63,13 @@ def judged_rows(dataset: Dataset, splits: pd.DataFrame) -> pd.DataFrame:
     if relabelled.any():
         first = chosen["image_id"].to_numpy()[relabelled][0]
         raise InputError(f"image {first} has another label in the dataset than in the splits; run split again on this dataset")
-    return chosen.iloc[places.argsort()].reset_index(drop=True)
+    chosen = chosen.iloc[places.argsort()].reset_index(drop=True)
+    clinical = dataset.manifest.iloc[np.sort(places)].reset_index(drop=True)
+    sizes = masks.drop_duplicates("image_id").set_index("image_id")["area_share"]
+    return chosen.assign(
+        **{name: clinical[name] for name in SUBGROUPS if name in clinical},
+        lesion_size=sizes.reindex(chosen["image_id"]).to_numpy(),
+    )
 
 
 def write_evaluation(
@@ -73,7 +79,7 @@ def write_evaluation(
 
     Parameters
     ----------
-    predictions: image_id, lesion_id, split (validation or test), label, and `logit_<class>` for each class.
+    predictions: image_id, lesion_id, split (validation or test), label, SUBGROUPS, and `logit_<class>` for each class.
     model_info: `model.json`, and `model_digest`, the digest of the Model artifact.
     dataset: where the images come from.
     params: number and seed of the bootstrap resamples.
@@ -91,13 +97,16 @@ def write_evaluation(
     others = sorted(set(predictions["split"]) - set(JUDGED))
     if others:
         raise InputError(f"predictions hold images of split {others[0]!r}; only {' and '.join(JUDGED)} may be judged")
-    metrics = {**_head(model_info, dataset, params), **_judge(predictions, dataset, params)}
+    metrics = {**_head(model_info, dataset, params), **figures(predictions, dataset.classes, params)}
     with new_artifact(target, contracts.EVALUATION) as folder:
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         write_json(folder / contracts.METRICS_FILE, metrics)
         plots.draw_confusion(metrics, folder / "confusion.png")
-        plots.draw_roc(_part(predictions, "test"), metrics, folder / "roc.png")
-        plots.draw_classified(_part(predictions, "test"), metrics, dataset, params.seed, folder / "classified.png")
+        test = predictions[predictions["split"] == TEST]
+        plots.draw_roc(test, metrics, folder / "roc.png")
+        plots.draw_precision_recall(test, metrics, folder / "precision_recall.png")
+        plots.draw_calibration(metrics, folder / "calibration.png")
+        plots.draw_classified(test, metrics, dataset, params.seed, folder / "classified.png")
     progress(f"{metrics['architecture']}: judged", len(JUDGED), len(JUDGED))
     return metrics
 
@@ -112,14 +121,3 @@ def _head(model_info: Mapping[str, Any], dataset: Dataset, params: EvaluateParam
         "classes": list(dataset.classes),
         "bootstrap": {"replicates": params.bootstrap, "seed": params.seed, "unit": "lesion", "level": LEVEL},
     }
-
-
-def _judge(predictions: pd.DataFrame, dataset: Dataset, params: EvaluateParams) -> dict[str, Any]:
-    return {
-        split: evaluate_predictions(_part(predictions, split), dataset.classes, bootstrap=params.bootstrap, seed=params.seed)
-        for split in JUDGED
-    }
-
-
-def _part(predictions: pd.DataFrame, split: str) -> pd.DataFrame:
-    return predictions[predictions["split"] == split]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,26 +45,78 @@ def draw_roc(predictions: pd.DataFrame, metrics: Mapping[str, Any], path: Path) 
     """Draw the ROC curve of each class against the rest, on test predictions, with the area and its interval."""
     from sklearn.metrics import roc_curve
 
+    figure, axes = _curves(predictions, metrics, "auroc", lambda positive, scores: roc_curve(positive, scores)[:2])
+    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, zorder=0)
+    axes.set_xlabel("1 - specificity (false alarms among the other classes)")
+    axes.set_ylabel("sensitivity")
+    axes.legend(loc="lower right", title="AUROC [95 % interval]", fontsize=9, title_fontsize=9, framealpha=0.95)
+    _save(figure, path)
+
+
+def draw_precision_recall(predictions: pd.DataFrame, metrics: Mapping[str, Any], path: Path) -> None:
+    """Draw the precision-recall curve of each class against the rest, on test predictions, with the average precision."""
+    from sklearn.metrics import precision_recall_curve
+
+    figure, axes = _curves(
+        predictions, metrics, "auprc", lambda positive, scores: precision_recall_curve(positive, scores)[1::-1]
+    )
+    axes.set_xlabel("sensitivity (recall)")
+    axes.set_ylabel("precision")
+    axes.legend(loc="lower left", title="average precision [95 % interval]", fontsize=9, title_fontsize=9, framealpha=0.95)
+    _save(figure, path)
+
+
+def draw_calibration(metrics: Mapping[str, Any], path: Path) -> None:
+    """Draw reliability before and after temperature, and accuracy against coverage, on test predictions."""
+    figure = _figure(15.5, 5.4, metrics, f"are its probabilities right? test images, temperature {metrics['temperature']:.2f}")
+    left, middle, right = figure.subplots(1, 3)
+    for axes, stage in ((left, "before"), (middle, "after")):
+        _draw_reliability(axes, metrics["test"]["calibration"][stage], stage)
+    rows = [row for row in metrics["test"]["abstention"] if row["accuracy"]["estimate"] is not None]
+    shares = [row["coverage"] for row in rows]
+    low, middle_line, high = ([row["accuracy"][end] for row in rows] for end in ("low", "estimate", "high"))
+    right.fill_between(shares, low, high, color=RIGHT, alpha=0.18, linewidth=0)
+    right.plot(shares, middle_line, color=RIGHT, marker="o", markersize=4)
+    right.set(xlabel="share of images judged, the most confident first", ylabel="accuracy among them")
+    right.set_title("accuracy when the rest is left to a person", fontsize=11)
+    right.invert_xaxis()
+    right.grid(color="#E6E6E6", linewidth=0.6)
+    _save(figure, path)
+
+
+def _draw_reliability(axes: Axes, calibration: Mapping[str, Any], stage: str) -> None:
+    bars = [bar for bar in calibration["reliability"] if bar["n_images"]]
+    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, zorder=0)
+    axes.bar(
+        [bar["low"] for bar in bars], [bar["accuracy"] for bar in bars], [bar["high"] - bar["low"] for bar in bars],
+        align="edge", color="#BFD9EC", edgecolor=RIGHT, linewidth=0.8,
+    )  # fmt: skip
+    axes.plot([bar["confidence"] for bar in bars], [bar["accuracy"] for bar in bars], "o", color=WRONG, markersize=4)
+    for bar in bars:
+        axes.text((bar["low"] + bar["high"]) / 2, 0.01, bar["n_images"], ha="center", va="bottom", fontsize=7, color=MUTED)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xlabel="confidence (largest probability)", ylabel="accuracy")
+    axes.set_title(f"{stage} temperature\nexpected calibration error {_told(calibration['ece'])}", fontsize=11)
+
+
+def _curves(
+    predictions: pd.DataFrame, metrics: Mapping[str, Any], area: str, curve: Callable[[Any, Any], Any]
+) -> tuple[Figure, Axes]:
+    """A curve for each class against the rest; `curve` gives x and y of (bool [n], probabilities [n])."""
     classes = metrics["classes"]
     figure = _figure(8.2, 7.6, metrics, "each class against the rest, test images")
     axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="#BBBBBB", linewidth=1, zorder=0)
     probabilities = softmax(predictions[logit_columns(classes)].to_numpy())
     for position, name in enumerate(classes):
         judged = metrics["test"]["per_class"][name]
-        label = f"{name}  {_told(judged['auroc'])}, {_counted(judged['n_images'])}"
+        label = f"{name}  {_told(judged[area])}, {_counted(judged['n_images'])}"
         look: dict[str, Any] = {"color": COLOURS[position % 8], "linestyle": STYLES[position % 8], "label": label}
-        if judged["auroc"]["estimate"] is None:
+        if judged[area]["estimate"] is None:
             axes.plot([], [], **look)
             continue
-        false_alarms, hits, _ = roc_curve(predictions["label"] == name, probabilities[:, position])
-        axes.plot(false_alarms, hits, linewidth=1.8, **look)
+        axes.plot(*curve(predictions["label"] == name, probabilities[:, position]), linewidth=1.8, **look)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
-    axes.set_xlabel("1 - specificity (false alarms among the other classes)")
-    axes.set_ylabel("sensitivity")
     axes.grid(color="#E6E6E6", linewidth=0.6)
-    axes.legend(loc="lower right", title="AUROC [95 % interval]", fontsize=9, title_fontsize=9, framealpha=0.95)
-    _save(figure, path)
+    return figure, axes
 
 
 def draw_classified(predictions: pd.DataFrame, metrics: Mapping[str, Any], dataset: Dataset, seed: int, path: Path) -> None:

@@ -42,6 +42,7 @@ class Material:
     plan: rows of the plan, ordered by image and view.
     mixes: its fixed mixes.
     train_rows, validation_rows: manifest rows, int64; train rows in the order of the plan's view 0.
+    developed: contracts.TRAINED_ON_COLUMNS of the train and validation images.
     """
 
     dataset: Dataset
@@ -52,6 +53,7 @@ class Material:
     masks: Path
     train_rows: npt.NDArray[np.int64]
     validation_rows: npt.NDArray[np.int64]
+    developed: pd.DataFrame
     params: TrainParams
 
     def inputs(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
@@ -141,7 +143,7 @@ def train(
     frozen = ARCHITECTURES[architecture].pretrained
     outcome = _train_head(model, material, cache, state_file) if frozen else _train_whole(model, material, state_file)
     info = _describe(model, architecture, material, weights, outcome, key, frozen=frozen)
-    _write_model(model, info, model_target)
+    _write_model(model, info, material.developed, model_target)
     _write_history(outcome, architecture, history_target)
     shutil.rmtree(state_file.parent, ignore_errors=True)
     keras.backend.clear_session()
@@ -394,6 +396,7 @@ def gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainPa
         masks=masks,
         train_rows=opened.rows_of(rows.loc[rows["view"] == 0, "image_id"]),
         validation_rows=opened.rows_of(table.loc[table["split"] == "validation", "image_id"]),
+        developed=table.loc[table["split"].isin(contracts.DEVELOPED_ON), list(contracts.TRAINED_ON_COLUMNS)],
         params=params,
     )
 
@@ -484,10 +487,11 @@ def _describe(
     }
 
 
-def _write_model(model: keras.Model, info: dict[str, Any], target: Path) -> None:
+def _write_model(model: keras.Model, info: dict[str, Any], developed: pd.DataFrame, target: Path) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with new_artifact(target, contracts.MODEL) as folder:
         model.save(folder / "model.keras")
+        developed.to_parquet(folder / contracts.TRAINED_ON, index=False)
         write_json(folder / "model.json", info)
 
 

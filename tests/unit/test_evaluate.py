@@ -15,7 +15,7 @@ from dermaflow.errors import InputError
 from dermaflow.metrics import evaluate_predictions
 from dermaflow.params import EvaluateParams
 
-PARAMS = EvaluateParams(bootstrap=100, seed=1)
+PARAMS = EvaluateParams(bootstrap=100, specificity=0.9, seed=1)
 IMAGES, SIZE = 140, 32
 MODEL = {"architecture": "cnn", "model_digest": "sha256:0", "pipeline_check": False}
 

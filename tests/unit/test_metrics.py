@@ -80,11 +80,12 @@ def test_class_estimates_are_those_of_scikit_learn_one_against_the_rest(sample):
         assert ours["precision"] == pytest.approx(sk.precision_score(mine, called, zero_division=0), abs=1e-9)
         assert ours["f1"] == pytest.approx(sk.f1_score(mine, called, zero_division=0), abs=1e-9)
         if mine.all():
-            assert ours["specificity"] is None
-            assert ours["auroc"] is None
+            assert {ours[name] for name in ("specificity", "npv", "auroc", "auprc")} == {None}
         else:
             assert ours["specificity"] == pytest.approx(sk.recall_score(~mine, ~called), abs=1e-9)
+            assert ours["npv"] == pytest.approx(sk.precision_score(~mine, ~called, zero_division=0), abs=1e-9)
             assert ours["auroc"] == pytest.approx(sk.roc_auc_score(mine, probabilities[:, k]), abs=1e-9)
+            assert ours["auprc"] == pytest.approx(sk.average_precision_score(mine, probabilities[:, k]), abs=1e-9)
 
 
 def test_with_every_class_present_the_averages_are_scikit_learns_over_all_classes():
@@ -99,6 +100,9 @@ def test_with_every_class_present_the_averages_are_scikit_learns_over_all_classe
     assert ours["f1"] == pytest.approx(sk.f1_score(labels, predicted, **average), abs=1e-9)
     area = sk.roc_auc_score(labels, probabilities, multi_class="ovr", average="macro", labels=range(7))
     assert ours["auroc"] == pytest.approx(area, abs=1e-9)
+    average_precision = sk.average_precision_score(np.eye(7)[labels], probabilities, average="macro")
+    assert ours["auprc"] == pytest.approx(average_precision, abs=1e-9)
+    assert ours["top3"] == pytest.approx(sk.top_k_accuracy_score(labels, probabilities, k=3), abs=1e-9)
 
 
 @given(judged(), st.integers(0, 100))
@@ -106,7 +110,7 @@ def test_with_every_class_present_the_averages_are_scikit_learns_over_all_classe
 def test_a_replicate_is_the_metric_of_the_images_drawn_as_often(sample, seed):
     labels, logits = sample
     weights = np.random.default_rng(seed).integers(0, 4, size=(3, len(labels))).astype(np.float64)
-    areas = metrics.auroc(logits.astype(np.float64), labels, weights)
+    areas = metrics.ranked(logits.astype(np.float64), labels, weights)
     counts = metrics.confusion_counts(logits.argmax(axis=1), labels, weights, 7)
     for row, times in enumerate(weights.astype(int)):
         drawn, scores = np.repeat(labels, times), np.repeat(logits, times, axis=0)
@@ -114,9 +118,12 @@ def test_a_replicate_is_the_metric_of_the_images_drawn_as_often(sample, seed):
         assert (counts[row] == expected).all()
         for k in range(7):
             if 0 < (drawn == k).sum() < len(drawn):
-                assert areas[row, k] == pytest.approx(sk.roc_auc_score(drawn == k, scores[:, k]), abs=1e-9)
+                assert areas["auroc"][row, k] == pytest.approx(sk.roc_auc_score(drawn == k, scores[:, k]), abs=1e-9)
+                expected = sk.average_precision_score(drawn == k, scores[:, k])
+                assert areas["auprc"][row, k] == pytest.approx(expected, abs=1e-9)
             else:
-                assert np.isnan(areas[row, k])
+                assert np.isnan(areas["auroc"][row, k])
+                assert np.isnan(areas["auprc"][row, k])
 
 
 def test_confusion_has_true_classes_in_rows():

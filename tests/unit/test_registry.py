@@ -22,7 +22,7 @@ from dermaflow.policy import Minimum, Policy, read_policy
 from tests.workspace import ROOT
 
 COMMIT = json.dumps({"commit": "0" * 40, "dirty": False})
-EVALUATE = EvaluateParams(bootstrap=200, seed=20240101)
+EVALUATE = EvaluateParams(bootstrap=200, specificity=0.9, seed=20240101)
 LENIENT = Minimum(estimate=0.0)
 
 

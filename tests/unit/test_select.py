@@ -13,7 +13,7 @@ from dermaflow.errors import InputError
 from dermaflow.metrics import evaluate_predictions
 from dermaflow.params import EvaluateParams
 
-PARAMS = EvaluateParams(bootstrap=300, seed=1)
+PARAMS = EvaluateParams(bootstrap=300, specificity=0.9, seed=1)
 CLASSES = ("mel", "nv", "vasc")
 
 

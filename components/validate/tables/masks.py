@@ -23,7 +23,7 @@ def masks_tables(masks: Path, dataset: Dataset) -> Tables:
         each that has one), pixels_fit (whether the stored mask is 0/1 and of that area; none where it was not looked at).
     shards: a shard each: images and masks in it, aligned (same length and side).
     """
-    table = contracts.read_table(masks, contracts.MASKS, "masks.parquet")
+    table = contracts.read_masks(masks)
     rows = dataset.columns("image_id", "lesion_id", "shard", "row")
     both = table.merge(rows, on="image_id", how="outer", indicator="known")
     fallback = both["fallback"].eq(other=True)

@@ -1,0 +1,174 @@
+"""Every figure of an evaluation, from its table of predictions alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from dermaflow import calibration, operating
+from dermaflow.metrics import Floats, Interval, Judged, arranged, intervals, judged_of, softmax, values
+from dermaflow.params import EvaluateParams
+
+VALIDATION, TEST = "validation", "test"
+JUDGED = (VALIDATION, TEST)
+AGE_BANDS = ((0, 30), (30, 50), (50, 70), (70, 200))  # years, from and below
+SIZE_BANDS = {"under a tenth of the image": 0.1, "a tenth to a third": 1 / 3, "over a third": 1.01}  # upper ends
+SUBGROUPS = ("sex", "age", "localization", "dx_type", "lesion_size")  # columns of the predictions
+LEAST_LESIONS = 20  # of a subgroup that has an estimate
+OF_SUBGROUP = ("accuracy", "balanced_accuracy")
+OF_QUESTION = ("sensitivity", "specificity", "auroc")  # of a subgroup, for each question of dermaflow.operating
+UNKNOWN = "unknown"
+Rows = npt.NDArray[np.bool_]
+
+
+def figures(predictions: pd.DataFrame, classes: Sequence[str], params: EvaluateParams) -> dict[str, Any]:
+    """Figures of the validation and of the test images, and what validation chose for both.
+
+    Parameters
+    ----------
+    predictions: one row an image: image_id, lesion_id, split (validation or test), label, `logit_<class>` for each class,
+        and those of SUBGROUPS that are known.
+
+    Returns
+    -------
+    ``temperature`` and ``thresholds`` (of each question of dermaflow.operating), fitted on validation; for each of JUDGED
+    what `dermaflow.metrics.evaluate_predictions` tells, and ``calibration``, ``abstention``, ``operating_points``,
+    ``subgroups``. Every interval is 95 %, by bootstrap over lesions.
+
+    Raises
+    ------
+    InputError
+        as `dermaflow.metrics.evaluate_predictions`.
+    """
+    sides = {split: predictions[predictions["split"] == split] for split in JUDGED}
+    judged = {split: judged_of(rows, classes) for split, rows in sides.items()}
+    temperature = calibration.fit_temperature(judged[VALIDATION].logits, judged[VALIDATION].labels)
+    probabilities = softmax(judged[VALIDATION].logits / temperature)
+    thresholds = {
+        question.name: operating.threshold_at(
+            question.scores(probabilities), question.holds(judged[VALIDATION].labels), params.specificity
+        )
+        for question in operating.questions(classes)
+    }
+    return {
+        "temperature": temperature,
+        "thresholds": {"specificity_on_validation": params.specificity, **thresholds},
+        **{split: _part(judged[split], _groups(rows), temperature, thresholds, params) for split, rows in sides.items()},
+    }
+
+
+def _part(
+    judged: Judged,
+    groups: Mapping[str, Mapping[str, Rows]],
+    temperature: float,
+    thresholds: Mapping[str, float | None],
+    params: EvaluateParams,
+) -> dict[str, Any]:
+    stages = {"before": judged.logits, "after": judged.logits / temperature}
+    plain, probabilities = softmax(stages["before"]), softmax(stages["after"])
+    questions = operating.questions(judged.classes)
+    large = {
+        (attribute, name): rows
+        for attribute, members in groups.items()
+        for name, rows in members.items()
+        if len(np.unique(judged.lesions[rows])) >= LEAST_LESIONS
+    }
+
+    def compute(weights: Floats) -> dict[Any, Floats]:
+        told: dict[Any, Floats] = dict(values(judged, plain, weights))
+        for stage, logits in stages.items():
+            told |= _under(stage, calibration.scores(logits, judged.labels, weights))
+        told |= _under("coverage", calibration.selective_accuracy(stages["after"], judged.labels, weights))
+        for question in questions:
+            threshold = thresholds[question.name]
+            told |= _under(question.name, operating.figures(question, probabilities, judged.labels, weights, threshold))
+        for key, rows in large.items():
+            own, drawn = judged.of(rows), weights[:, rows]
+            of_all = values(own, plain[rows], drawn, ranks=False)
+            told |= _under(key, {name: of_all[name] for name in OF_SUBGROUP})
+            for question in questions:
+                at = operating.figures(question, probabilities[rows], own.labels, drawn, thresholds[question.name])
+                told |= _under((*key, question.name), {name: at[name] for name in OF_QUESTION})
+        return told
+
+    told = intervals(compute, judged.lesions, bootstrap=params.bootstrap, seed=params.seed)
+    return {
+        **arranged(judged, told),
+        "calibration": {
+            stage: {
+                **{name: told[stage, name] for name in calibration.PROPER},
+                "reliability": calibration.reliability(logits, judged.labels),
+            }
+            for stage, logits in stages.items()
+        },
+        "abstention": [{"coverage": share, "accuracy": told["coverage", share]} for share in calibration.COVERAGES],
+        "operating_points": {
+            question.name: {"threshold": thresholds[question.name], **_point(question, judged, told)} for question in questions
+        },
+        "subgroups": {
+            attribute: {name: _subgroup(judged, rows, told, (attribute, name)) for name, rows in members.items()}
+            for attribute, members in groups.items()
+        },
+    }
+
+
+def _under(key: Any, told: Mapping[Any, Floats]) -> dict[Any, Floats]:
+    return {(key, name): value for name, value in told.items()}
+
+
+def _point(question: operating.Question, judged: Judged, told: Mapping[Any, Interval]) -> dict[str, Any]:
+    holds = question.holds(judged.labels)
+    return {
+        "classes": [judged.classes[column] for column in question.columns],
+        **_sizes(judged, holds),
+        **{name: told[question.name, name] for name in operating.FIGURES},
+    }
+
+
+def _subgroup(judged: Judged, rows: Rows, told: Mapping[Any, Interval], key: tuple[str, str]) -> dict[str, Any]:
+    """A subgroup's size always; its figures from LEAST_LESIONS lesions on, None below."""
+    return {
+        **_sizes(judged, rows),
+        **{name: told.get((key, name)) for name in OF_SUBGROUP},
+        **{
+            question.name: {name: told.get(((*key, question.name), name)) for name in OF_QUESTION}
+            for question in operating.questions(judged.classes)
+        },
+    }
+
+
+def _sizes(judged: Judged, rows: Rows) -> dict[str, int]:
+    return {"n_images": int(rows.sum()), "n_lesions": len(np.unique(judged.lesions[rows]))}
+
+
+def _groups(rows: pd.DataFrame) -> dict[str, dict[str, Rows]]:
+    """For each attribute that is known the images of each of its values, in the order in which images are judged."""
+    ordered = rows.sort_values("image_id")
+    found = {}
+    for name in SUBGROUPS:
+        if name in ordered:
+            named = _named(name, ordered[name])
+            found[name] = {value: np.asarray(named == value) for value in sorted(named.unique(), key=_order_of(name))}
+    return found
+
+
+def _order_of(attribute: str) -> Any:
+    bands = {"age": [_band(*band) for band in AGE_BANDS], "lesion_size": list(SIZE_BANDS)}.get(attribute, [])
+    return lambda value: (value == UNKNOWN, bands.index(value) if value in bands else len(bands), value)
+
+
+def _named(attribute: str, column: pd.Series[Any]) -> pd.Series[str]:
+    """The group of each image, as a person would call it."""
+    if attribute == "age":
+        return column.map(lambda age: next((_band(*band) for band in AGE_BANDS if band[0] <= age < band[1]), UNKNOWN))
+    if attribute == "lesion_size":
+        return column.map(lambda share: next((name for name, end in SIZE_BANDS.items() if share < end), UNKNOWN))
+    return column.fillna("").astype(str).replace({"": UNKNOWN, "nan": UNKNOWN})
+
+
+def _band(first: int, end: int) -> str:
+    return f"under {end}" if first == 0 else f"{first} and over" if end >= 200 else f"{first} to {end - 1}"

@@ -1,0 +1,129 @@
+"""Whether probabilities mean what they say: temperature, proper scores, reliability, and what abstaining gains.
+
+The temperature is fitted on validation images alone; a model's probabilities are softmax(logits / temperature). As in
+`dermaflow.metrics`, figures are functions of image weights [b, n], so that estimates and intervals share one path.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dermaflow.metrics import Floats, Integers, softmax
+
+BINS = 15  # of equal width, as in Guo et al.
+COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
+PROPER = ("nll", "brier", "ece")
+_LIMITS = (0.05, 20.0)  # of the temperature
+
+
+def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> float:
+    """The temperature under which labels are likeliest (Guo, Pleiss, Sun and Weinberger, ICML 2017, section 4.2).
+
+    Parameters
+    ----------
+    logits: [n, c] of images that the model was not trained on.
+    labels: class indices, int64 [n].
+
+    Returns
+    -------
+    A number in 0.05..20; 1 where there is no image.
+    """
+    from scipy.optimize import minimize_scalar
+
+    if not len(labels):
+        return 1.0
+    low, high = np.log(_LIMITS)
+    found = minimize_scalar(
+        lambda power: losses(logits / np.exp(power), labels)["nll"].mean(),
+        bounds=(low, high),
+        method="bounded",
+        options={"xatol": 1e-6},
+    )
+    return float(np.exp(found.x))
+
+
+def losses(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> dict[str, Floats]:
+    """What each image costs, float64 [n].
+
+    nll: -log p(label), in nats (Good, J R Stat Soc B 14, 107-114, 1952). brier: sum over classes of (p - y)^2, 0..2 (Brier,
+    Mon Weather Rev 78, 1-3, 1950; scikit-learn's `brier_score_loss` with `scale_by_half=False`).
+    """
+    probabilities = softmax(logits)
+    shifted = logits.astype(np.float64)
+    shifted = shifted - shifted.max(axis=1, keepdims=True, initial=-np.inf)
+    own = np.take_along_axis(shifted, labels[:, None], axis=1)[:, 0]
+    one_hot = np.zeros_like(probabilities)
+    one_hot[np.arange(len(labels)), labels] = 1
+    return {"nll": np.log(np.exp(shifted).sum(axis=1)) - own, "brier": ((probabilities - one_hot) ** 2).sum(axis=1)}
+
+
+def scores(logits: npt.NDArray[np.floating[Any]], labels: Integers, weights: Floats) -> dict[str, Floats]:
+    """Whether probabilities are calibrated: name of PROPER -> [b].
+
+    ece is the expected calibration error (Guo et al. 2017, equation 3): over BINS of the largest
+    probability, the mean distance of accuracy from confidence.
+
+    Parameters
+    ----------
+    logits: [n, c]; labels: class indices, int64 [n]; weights: how often each image counts, float64 [b, n].
+    """
+    total = weights.sum(axis=1)
+    told = {name: _mean(weights @ loss, total) for name, loss in losses(logits, labels).items()}
+    probabilities = softmax(logits)
+    confidence, right = probabilities.max(axis=1, initial=0), probabilities.argmax(axis=1) == labels
+    gaps = np.zeros((len(labels), BINS))
+    gaps[np.arange(len(labels)), _bin(confidence)] = right - confidence
+    return {**told, "ece": _mean(np.abs(weights @ gaps).sum(axis=1), total)}
+
+
+def reliability(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> list[dict[str, float | int | None]]:
+    """Bars of the reliability diagram (DeGroot and Fienberg, The Statistician 32, 12-22, 1983).
+
+    For each of BINS its bounds, the number of images, and their accuracy and mean confidence, None where it is empty.
+    """
+    probabilities = softmax(logits)
+    confidence, right = probabilities.max(axis=1, initial=0), probabilities.argmax(axis=1) == labels
+    bins = _bin(confidence)
+    rows: list[dict[str, float | int | None]] = []
+    for number in range(BINS):
+        mine = bins == number
+        images = int(mine.sum())
+        rows.append(
+            {
+                "low": number / BINS,
+                "high": (number + 1) / BINS,
+                "n_images": images,
+                "accuracy": float(right[mine].mean()) if images else None,
+                "confidence": float(confidence[mine].mean()) if images else None,
+            }
+        )
+    return rows
+
+
+def selective_accuracy(logits: npt.NDArray[np.floating[Any]], labels: Integers, weights: Floats) -> dict[float, Floats]:
+    """Accuracy over the most confident images, as if the others were left to a person: share of COVERAGES -> [b].
+
+    Geifman and El-Yaniv, NeurIPS 2017. The confidence from which an image is judged is that of the data themselves, and
+    stays the same in every replicate.
+    """
+    probabilities = softmax(logits)
+    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
+    order = np.argsort(-probabilities.max(axis=1, initial=0), kind="stable")
+    told: dict[float, Floats] = {}
+    for share in COVERAGES:
+        judged = np.zeros(len(labels))
+        judged[order[: round(share * len(labels))]] = 1
+        told[share] = _mean(weights @ (judged * right), weights @ judged)
+    return told
+
+
+def _bin(confidence: Floats) -> Integers:
+    """The bin of each confidence: (k / BINS, (k + 1) / BINS], and 0 in the first."""
+    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
+
+
+def _mean(sums: Floats, counts: Floats) -> Floats:
+    return np.asarray(np.divide(sums, counts, out=np.full(np.shape(counts), np.nan), where=counts > 0), np.float64)
