@@ -6,13 +6,13 @@ import pytest
 from matplotlib.image import imread
 
 from components.evaluate.core import evaluate, judged_rows, write_evaluation
+from components.evaluate.figures import figures
 from components.evaluate.plots import sample_of_class
 from dermaflow import contracts
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
-from dermaflow.metrics import evaluate_predictions
 from dermaflow.params import EvaluateParams
 
 PARAMS = EvaluateParams(bootstrap=100, specificity=0.9, seed=1)
@@ -57,8 +57,14 @@ def splits(dataset):
 
 
 @pytest.fixture(scope="module")
-def predictions(dataset, splits):
-    rows = judged_rows(dataset, splits)
+def masks(dataset):
+    """What masks.parquet says: each image's lesion covers a fifth of it."""
+    return dataset.manifest[["image_id"]].assign(area_share=0.2)
+
+
+@pytest.fixture(scope="module")
+def predictions(dataset, splits, masks):
+    rows = judged_rows(dataset, splits, masks)
     logits = np.random.default_rng(2).normal(size=(len(rows), 7)).astype(np.float32)
     logits[np.arange(len(rows)), dataset.labels[dataset.rows_of(rows["image_id"])]] += 1.5
     return pd.concat([rows, pd.DataFrame(logits, columns=contracts.logit_columns(dataset.classes))], axis=1)
@@ -87,6 +93,12 @@ def write_model(folder, classes=HAM10000_CLASSES, mode="none"):
     return folder
 
 
+def write_masks(folder, masks):
+    with new_artifact(folder, contracts.MASKS) as building:
+        masks.to_parquet(building / "masks.parquet")
+    return folder
+
+
 def write_splits(folder, splits):
     with new_artifact(folder, contracts.SPLITS) as building:
         splits.to_parquet(building / "splits.parquet")
@@ -94,9 +106,10 @@ def write_splits(folder, splits):
     return folder
 
 
-def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, splits, tmp_path):
+def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, splits, masks, tmp_path):
     model = write_model(tmp_path / "model")
-    folders = (dataset.artifact.path, write_splits(tmp_path / "splits", splits), tmp_path / "masks", model)
+    beside = write_splits(tmp_path / "splits", splits), write_masks(tmp_path / "masks", masks)
+    folders = (dataset.artifact.path, *beside, model)
     metrics = evaluate(*folders, PARAMS, tmp_path / "evaluation")
     predictions = contracts.read_predictions(tmp_path / "evaluation")
     expected = splits[splits["split"] != "train"]
@@ -116,9 +129,9 @@ def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, s
 
 def test_metrics_can_be_computed_again_from_the_predictions(dataset, evaluation):
     told, stored = contracts.read_metrics(evaluation), contracts.read_predictions(evaluation)
-    for split in ("validation", "test"):
-        part = stored[stored["split"] == split]
-        assert told[split] == evaluate_predictions(part, dataset.classes, bootstrap=100, seed=1)
+    again = figures(stored, dataset.classes, PARAMS)
+    assert {name: told[name] for name in again} == again
+    assert told["test"]["subgroups"]["lesion_size"]["a tenth to a third"]["n_images"] == 28
     assert told["architecture"] == "cnn"
     assert told["synthetic"] is True
     assert told["bootstrap"] == {"replicates": 100, "seed": 1, "unit": "lesion", "level": 0.95}
@@ -128,7 +141,10 @@ def test_the_same_input_writes_the_same_bytes(dataset, predictions, evaluation, 
     told = write_evaluation(predictions, MODEL, dataset, PARAMS, tmp_path / "again")
     one, two = (open_artifact(path, contracts.EVALUATION) for path in (evaluation, tmp_path / "again"))
     assert one.files == two.files
-    assert set(one.files) == {"predictions.parquet", "metrics.json", "confusion.png", "roc.png", "classified.png"}
+    assert set(one.files) == {
+        *("predictions.parquet", "metrics.json", "confusion.png", "roc.png"),
+        *("precision_recall.png", "calibration.png", "classified.png"),
+    }
     assert changed_files(one) == []
     assert contracts.read_metrics(evaluation) == told
 
@@ -141,7 +157,7 @@ def test_classes_absent_from_test_are_none_and_the_pictures_are_still_drawn(data
     assert (absent["n_images"], absent["n_lesions"]) == (0, 0)
     assert absent["sensitivity"] == absent["auroc"] == {"estimate": None, "low": None, "high": None}
     assert told["validation"]["per_class"]["df"]["sensitivity"]["estimate"] is not None
-    for name in ("confusion", "roc", "classified"):
+    for name in ("confusion", "roc", "precision_recall", "calibration", "classified"):
         height, width, _ = imread(tmp_path / "evaluation" / f"{name}.png").shape
         assert height > 500
         assert width > 500
@@ -154,11 +170,11 @@ def test_training_images_are_not_judged(dataset, predictions, tmp_path):
     assert not (tmp_path / "evaluation").exists()
 
 
-def test_splits_of_another_dataset_are_refused(dataset, splits):
+def test_splits_of_another_dataset_are_refused(dataset, splits, masks):
     with pytest.raises(InputError, match="imageXXX is not in this dataset"):
-        judged_rows(dataset, splits.replace({"image_id": {"image055": "imageXXX"}}))
+        judged_rows(dataset, splits.replace({"image_id": {"image055": "imageXXX"}}), masks)
     with pytest.raises(InputError, match="image055 has another label in the dataset"):
-        judged_rows(dataset, splits.assign(label=splits["label"].where(splits["image_id"] != "image055", "nv")))
+        judged_rows(dataset, splits.assign(label=splits["label"].where(splits["image_id"] != "image055", "nv")), masks)
 
 
 def test_a_folder_that_is_no_evaluation_is_named(tmp_path):
