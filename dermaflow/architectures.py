@@ -28,7 +28,7 @@ def cnn(images: Any, _shape: Shape) -> Any:
     """The study's own CNN: four valid 3x3 convolutions, each with 2x2 max-pooling, then a dense layer of 512."""
     from keras import layers
 
-    x = layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(images)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="rescale")(images)
     for index, filters in enumerate((32, 64, 128, 128), start=1):
         x = layers.Conv2D(filters, 3, activation="relu", name=f"conv{index}")(x)
         x = layers.MaxPooling2D(2, name=f"pool{index}")(x)
@@ -41,17 +41,32 @@ def resnet50(images: Any, shape: Shape) -> Any:
     import keras
 
     means = [*IMAGENET_MEANS_RGB, *[127.5] * (shape[2] - 3)]
-    x = keras.layers.Normalization(mean=means, variance=[1.0] * shape[2], name="subtract_means")(images)
+    x = keras.layers.Normalization(mean=means, variance=[1.0] * shape[2], dtype="float32", name="subtract_means")(images)
     x = keras.ops.concatenate([x[..., 2:3], x[..., 1:2], x[..., 0:1], *([x[..., 3:]] if shape[2] > 3 else [])], axis=-1)
-    return keras.applications.ResNet50(weights=None, include_top=False, input_shape=shape, pooling="avg", name=BACKBONE)(x)
+    return _backbone(keras.applications.ResNet50, x, shape)
 
 
 def xception(images: Any, shape: Shape) -> Any:
     """Xception (Chollet, CVPR 2017), globally pooled; its weights expect values in -1..1."""
     import keras
 
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, name="rescale")(images)
-    return keras.applications.Xception(weights=None, include_top=False, input_shape=shape, pooling="avg", name=BACKBONE)(x)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0, dtype="float32", name="rescale")(images)
+    return _backbone(keras.applications.Xception, x, shape)
+
+
+def _backbone(application: Callable[..., keras.Model], normalised: Any, shape: Shape) -> Any:
+    import keras
+
+    normalised = keras.layers.Identity(dtype="float32", name=NORMALISED)(normalised)
+    return application(weights=None, include_top=False, input_shape=shape, pooling="avg", name=BACKBONE)(normalised)
+
+
+@dataclass(frozen=True)
+class Published:
+    """ImageNet weights without their top, as keras.applications publishes them: where, and the MD5 that Keras checks."""
+
+    url: str
+    md5: str
 
 
 @dataclass(frozen=True)
@@ -60,26 +75,57 @@ class Architecture:
 
     Attributes
     ----------
-    features: (images, shape) -> feature vector; everything before the dropout and the dense head.
+    features: (images, shape) -> feature vector; everything before the dropout and the dense head. A pretrained one is
+        made of a normalisation and one keras.applications model named BACKBONE.
     title: the name shown to people.
-    pretrained: whether published weights exist; such a backbone is frozen and its head alone is trained.
     minimum_size: smallest image side, in pixels, that its layers accept.
     dropout: default rate before the head (the study tries 0.2 and 0.5).
+    published: its ImageNet weights. With them the backbone is frozen, its head alone is trained, and then, where params
+        ask for it, its last blocks; None is trained whole.
+    blocks: the blocks from which on it can be tuned, from the last to the first; a block's layers have names that begin
+        with the block's, and all that comes after is reached through the input of the first of them.
     """
 
     features: Callable[[Any, Shape], Any]
     title: str
-    pretrained: bool
     minimum_size: int
     dropout: float
+    published: Published | None = None
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether published weights exist."""
+        return self.published is not None
 
 
 BACKBONE = "backbone"
+NORMALISED = "normalised"  # what a backbone sees
 HEAD = "logits"
+WHOLE = "all"  # in place of a block: every layer is tuned, from images
+KERAS = "https://storage.googleapis.com/tensorflow/keras-applications"
 ARCHITECTURES: dict[str, Architecture] = {
-    "cnn": Architecture(cnn, "CNN", pretrained=False, minimum_size=46, dropout=0.5),
-    "resnet50": Architecture(resnet50, "ResNet50", pretrained=True, minimum_size=32, dropout=0.2),
-    "xception": Architecture(xception, "Xception", pretrained=True, minimum_size=71, dropout=0.2),
+    "cnn": Architecture(cnn, "CNN", minimum_size=46, dropout=0.5),
+    "resnet50": Architecture(
+        resnet50,
+        "ResNet50",
+        minimum_size=32,
+        dropout=0.2,
+        published=Published(
+            f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"
+        ),
+        blocks=("conv5_block3", "conv5_block2", "conv5", "conv4", "conv3"),
+    ),
+    "xception": Architecture(
+        xception,
+        "Xception",
+        minimum_size=71,
+        dropout=0.2,
+        published=Published(
+            f"{KERAS}/xception/xception_weights_tf_dim_ordering_tf_kernels_notop.h5", "b0042744bf5b25fce3cb969f33bebb97"
+        ),
+        blocks=("block14", "block13", "block12", "block11"),
+    ),
 }
 
 
@@ -90,20 +136,27 @@ def require_size(name: str, size: int) -> None:
         raise InputError(f"data.image_size is {size}; {name} needs at least {minimum} pixels a side")
 
 
-def build_model(name: str, *, classes: int, size: int, channels: int = 3, dropout: float, seed: int) -> keras.Model:
+def build_model(
+    name: str, *, classes: int, size: int, channels: int = 3, dropout: float, seed: int, precision: str = "float32"
+) -> keras.Model:
     """Build an untrained model: float32 [n, size, size, channels] in 0..255 -> logits float32 [n, classes].
 
-    Initial weights depend on `seed` alone.
+    Initial weights depend on `seed` alone. `precision` is what the layers between normalisation and head compute in
+    (Keras' dtype policy, such as mixed_bfloat16); weights and logits are float32 always.
     """
     import keras
     from keras import layers
 
     keras.utils.set_random_seed(seed)
-    shape = (size, size, channels)
-    images = keras.Input(shape, name="images")
-    x = ARCHITECTURES[name].features(images, shape)
-    x = layers.Dropout(dropout, seed=seed, name="dropout")(x)
-    logits = layers.Dense(classes, dtype="float32", name=HEAD)(x)
+    shape, before = (size, size, channels), keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        images = keras.Input(shape, name="images", dtype="float32")
+        x = ARCHITECTURES[name].features(images, shape)
+        x = layers.Dropout(dropout, seed=seed, name="dropout")(x)
+        logits = layers.Dense(classes, dtype="float32", name=HEAD)(x)
+    finally:
+        keras.config.set_dtype_policy(before)
     return keras.Model(images, logits, name=name)
 
 
@@ -112,6 +165,41 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     import keras
 
     return keras.Model(model.input, model.get_layer("dropout").input, name=f"{model.name}_features")
+
+
+def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model]:
+    """Cut a pretrained model before a block of its backbone; both parts share the model's weights.
+
+    Returns
+    -------
+    prefix: images -> the block's input, float32 [n, h, w, c].
+    tail: the block's input -> logits float32 [n, classes], dropout and head included.
+    """
+    import keras
+
+    backbone = model.get_layer(BACKBONE)
+    cut = next(layer for layer in backbone.layers if layer.name.startswith(block)).input
+    prefix = keras.Model(backbone.input, cut, name=f"{model.name}_prefix")
+    rest = keras.Model(cut, backbone.output, name=f"{model.name}_{block}")
+    inputs = keras.Input(cut.shape[1:], name=block)
+    logits = model.get_layer(HEAD)(model.get_layer("dropout")(rest(inputs)))
+    return (
+        keras.Model(model.input, prefix(model.get_layer(NORMALISED).output), name=prefix.name),
+        keras.Model(inputs, logits, name=model.name),
+    )
+
+
+def freeze_batch_norms(model: keras.Model) -> None:
+    """Hold every BatchNormalization layer: it uses and keeps its statistics, and its scale and shift are not trained.
+
+    Statistics of small batches of the new images would destroy what the layers after it have learnt (Keras' guide
+    "Transfer learning and fine-tuning", https://keras.io/guides/transfer_learning).
+    """
+    import keras
+
+    for layer in model._flatten_layers():  # noqa: SLF001 - `layers` does not enter nested models
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.trainable = False
 
 
 def load_backbone_weights(model: keras.Model, path: Path) -> None:
@@ -124,14 +212,11 @@ def load_backbone_weights(model: keras.Model, path: Path) -> None:
     InputError
         when the file does not fit the backbone.
     """
-    import keras
-
     backbone = model.get_layer(BACKBONE)
-    channels = backbone.input_shape[-1]
+    height, width, channels = backbone.input_shape[1:]
     source = backbone
     if channels != 3:
-        application = {"resnet50": keras.applications.ResNet50, "xception": keras.applications.Xception}[model.name]
-        source = application(weights=None, include_top=False, input_shape=(*backbone.input_shape[1:3], 3), pooling="avg")
+        source = build_model(model.name, classes=1, size=height, dropout=0, seed=0).get_layer(BACKBONE)
     try:
         source.load_weights(path)
     except (ValueError, OSError, KeyError) as error:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from dermaflow.architectures import ARCHITECTURES
+from dermaflow.architectures import ARCHITECTURES, WHOLE
 from dermaflow.artifacts import json_digest
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
@@ -203,15 +203,44 @@ class MixupParams(Section):
             raise InputError("augment.balance=balanced_mixup mixes, but mixup.alpha is 0; set mixup.alpha, say to 0.2")
 
 
+class FineTuneParams(Section):
+    """The second stage of transfer learning: after its head, a pretrained network is tuned from a block on."""
+
+    blocks: dict[ArchitectureName, Annotated[str, Field(min_length=1)]]
+    epochs: Annotated[int, Field(ge=1, le=1000)]
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    warm_up: Share
+
+    @model_validator(mode="after")
+    def _known_blocks(self) -> FineTuneParams:
+        for name, block in self.blocks.items():
+            allowed = ("none", *ARCHITECTURES[name].blocks, WHOLE)
+            if not ARCHITECTURES[name].pretrained and block != "none":
+                raise ValueError(f"blocks.{name} is {block!r}, but {name} has no published weights and is trained whole")
+            if ARCHITECTURES[name].pretrained and block not in allowed:
+                raise ValueError(f"blocks.{name} is {block!r}; allowed: {', '.join(allowed)}")
+        return self
+
+
 class TrainParams(Section):
     architectures: Annotated[tuple[ArchitectureName, ...], Field(min_length=1), AfterValidator(_unique)]
     weights: dict[ArchitectureName, Annotated[str, Field(min_length=1)]]
     epochs: Annotated[int, Field(ge=1, le=1000)]
     head_epochs: Annotated[int, Field(ge=1, le=1000)]
+    fine_tune: FineTuneParams
     batch_size: Annotated[int, Field(ge=1, le=4096)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
+    learning_rates: dict[ArchitectureName, Annotated[float, Field(gt=0, le=1)]]
     dropout: dict[ArchitectureName, Annotated[float, Field(ge=0, lt=1)]]
+    loss: Literal["cross_entropy", "class_weights", "logit_adjustment"]
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)]
+    average: Annotated[float, Field(ge=0, lt=1)]
+    monitor: Literal["balanced_accuracy", "auroc"]
+    patience: Annotated[int, Field(ge=0, le=1000)]
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
     masks: Literal["none", "crop", "channel", "background_off"]
+    checkpoints: str
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
     seed: int
 
     @model_validator(mode="after")
@@ -221,19 +250,30 @@ class TrainParams(Section):
                 raise ValueError(f"weights.{name} is {value!r}, but {name} has no published weights; allowed: none")
         return self
 
-    def weights_of(self, architecture: str) -> Path | None:
-        """The file of an architecture's initial weights, or None; raises InputError when there is no such file."""
-        origin = self.weights.get(architecture, "none")
-        if origin != "none" and not Path(origin).is_file():
-            raise InputError(
-                f"train.weights.{architecture}: {origin} is not a file; "
-                "give the 'notop' .h5 file of keras.applications, or none"
-            )
-        return None if origin == "none" else Path(origin)
+    def weights_of(self, architecture: str) -> str:
+        """Where an architecture's initial weights come from: none, imagenet, a path or `s3://`."""
+        return self.weights.get(architecture, "none")
 
     def dropout_of(self, architecture: str) -> float:
         """The dropout rate before an architecture's head."""
         return self.dropout.get(architecture, ARCHITECTURES[architecture].dropout)
+
+    def learning_rate_of(self, architecture: str) -> float:
+        """Adam's rate, of an architecture trained whole or of its head."""
+        return self.learning_rates.get(architecture, self.learning_rate)
+
+    def block_of(self, architecture: str) -> str | None:
+        """The block from which on a pretrained architecture is tuned; WHOLE for every layer, None for its head alone."""
+        block = self.fine_tune.blocks.get(architecture, "none")
+        return None if block == "none" else block
+
+    def require_balance(self, augment: AugmentParams) -> None:
+        """Raise InputError when both the draws and the loss balance the classes: one remedy at a time."""
+        if self.loss != "cross_entropy" and augment.balance != "none":
+            raise InputError(
+                f"train.loss={self.loss} balances the classes, and so does augment.balance={augment.balance}: together they "
+                "favour rare classes twice; use train.loss=cross_entropy, or augment.balance=none"
+            )
 
 
 class EvaluateParams(Section):
