@@ -20,3 +20,9 @@ class GateError(DermaflowError):
     """A check on data or results did not pass, so the run stops: says which rule, and where the details are."""
 
     exit_code = 1
+
+
+class InterruptedWork(DermaflowError):
+    """The step was asked to end (SIGTERM) and kept what it had done: started again, it goes on from there."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -250,7 +250,7 @@ class TrainParams(Section):
                 raise ValueError(f"weights.{name} is {value!r}, but {name} has no published weights; allowed: none")
         return self
 
-    def weights_of(self, architecture: str) -> str:
+    def weights_origin(self, architecture: str) -> str:
         """Where an architecture's initial weights come from: none, imagenet, a path or `s3://`."""
         return self.weights.get(architecture, "none")
 

@@ -1,4 +1,4 @@
-"""Objects in S3, read with patience: what a network or a server does for a while is waited out, what is wrong is said.
+"""Objects in S3, read and written with patience: what a network or a server does for a while is waited out, what is wrong is said.
 
 Endpoint, region and credentials come by AWS's usual means: AWS_ENDPOINT_URL(_S3), AWS_PROFILE, AWS_ACCESS_KEY_ID, a role.
 """
@@ -114,6 +114,35 @@ class Bucket:
             if not detail:
                 return data
         raise StoredObjectError("checksum", f"{detail}, {_READS} times; store the object again")
+
+    def get(self, key: str) -> bytes | None:
+        """The bytes under a key, checked as by `read`; None where there are none.
+
+        Raises
+        ------
+        InputError
+            when access is denied, or the store does not answer.
+        """
+        try:
+            head = self._patiently(f"s3://{self.name}/{key}", lambda: self._client.head_object(Bucket=self.name, Key=key))
+            return self.read(
+                StoredObject(key, head["ContentLength"], head["ETag"].strip('"'), int(head["LastModified"].timestamp()))
+            )
+        except StoredObjectError as error:
+            if error.reason == "missing":
+                return None
+            raise
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store bytes under a key: all of them or none; raises InputError as `get` does."""
+        self._patiently(
+            f"s3://{self.name}/{key}",
+            lambda: self._client.put_object(Bucket=self.name, Key=key, Body=data, ChecksumAlgorithm="SHA256"),
+        )
+
+    def delete(self, key: str) -> None:
+        """Remove what is under a key, if anything is; raises InputError as `get` does."""
+        self._patiently(f"s3://{self.name}/{key}", lambda: self._client.delete_object(Bucket=self.name, Key=key))
 
     def _read_once(self, item: StoredObject) -> tuple[bytes, str]:
         """The bytes, and what is wrong with them."""
