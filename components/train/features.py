@@ -99,7 +99,8 @@ class FeatureStore:
         if not np.isfinite(features).all():
             raise InputError("features of the frozen layers are not finite; look at train.weights, or use train.precision=float32")
         self.folder.mkdir(parents=True, exist_ok=True)
-        block = self.folder / f"block-{hashlib.sha256('\n'.join(names).encode()).hexdigest()[:32]}.npy"
+        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
+        block = self.folder / f"block-{digest[:32]}.npy"
         with tempfile.NamedTemporaryFile("w", dir=self.folder, suffix=".tmp", delete=False) as listed:
             listed.write("\n".join(names))
         os.replace(listed.name, block.with_suffix(".txt"))

@@ -1,0 +1,130 @@
+"""Features of a pretrained model's frozen layers, for the train views, the validation images and the plan's fixed mixes."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from components.train.features import Features, FeatureStore
+from components.train.material import Material
+from dermaflow.augmentation import transform
+
+if TYPE_CHECKING:
+    import keras
+
+PREDICT_BATCH = 32
+
+
+class FrozenFeatures:
+    """What frozen layers make of images.
+
+    Parameters
+    ----------
+    layers: images -> features [n, ...]; in inference mode.
+    name: of the layers, told in progress and part of the store's key.
+    dtype: that features are stored in.
+    precision: that the layers compute in.
+    """
+
+    def __init__(
+        self,
+        layers: keras.Model,
+        material: Material,
+        cache: Path,
+        *,
+        name: str,
+        precision: str,
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> None:
+        self._forward = compiled(layers)
+        self._material = material
+        self._text = f"{name}: features of the frozen layers"
+        self._store = FeatureStore(
+            cache / "features",
+            {
+                "layers": name,
+                "weights": weights_digest(layers),
+                "precision": precision,
+                "masks": material.params.masks,
+                "image_size": material.dataset.image_size,
+                "mask_digest": material.mask_digest,
+            },
+            dtype,
+        )
+
+    def train(self) -> Features:
+        """Of the train images' views: image after image in the order of `train_rows`, all views of one together."""
+        plan = self._material.plan
+        return self._get(self._material.dataset.rows_of(plan["image_id"]), plan["symmetry"].to_numpy(np.int32))
+
+    def clean(self, rows: npt.NDArray[np.int64]) -> Features:
+        """Of the images of manifest rows as they are."""
+        return self._get(rows, np.zeros(len(rows), np.int32))
+
+    def mixes(self) -> Features:
+        """Of the plan's fixed mixes: of their pixels, mixed."""
+        material, mixes = self._material, self._material.mixes
+        rows = [material.dataset.rows_of(mixes[f"image_{side}"]) for side in "ab"]
+        codes = [mixes[f"symmetry_{side}"].to_numpy() for side in "ab"]
+        weight = mixes["weight"].to_numpy()[:, None, None, None]
+        digests = [material.dataset.manifest["pixel_digest"].to_numpy()[part] for part in rows]
+        names = [
+            f"{a}/{code_a}*{share:.9g}+{b}/{code_b}"
+            for a, code_a, share, b, code_b in zip(digests[0], codes[0], mixes["weight"], digests[1], codes[1], strict=True)
+        ]
+
+        def batch(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            own, other = (_turned(material.inputs(rows[side][part]), codes[side][part]) for side in (0, 1))
+            return np.asarray(weight[part] * own + (1 - weight[part]) * other, np.float32)
+
+        return self._store.get(names, lambda part: in_batches(self._forward, batch, part), f"{self._text}, mixes")
+
+    def _get(self, rows: npt.NDArray[np.int64], symmetry: npt.NDArray[np.int32]) -> Features:
+        digests = self._material.dataset.manifest["pixel_digest"].to_numpy()[rows]
+        names = [f"{digest}/{code}" for digest, code in zip(digests, symmetry, strict=True)]
+
+        def batch(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            return _turned(self._material.inputs(rows[part]), symmetry[part])
+
+        return self._store.get(names, lambda part: in_batches(self._forward, batch, part), self._text)
+
+
+def compiled(model: keras.Model) -> Any:
+    """A compiled forward pass: array [k, ...] -> float32 array, in inference mode."""
+    import tensorflow as tf
+
+    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def forward(batch: tf.Tensor) -> tf.Tensor:
+        return tf.cast(model(tf.cast(batch, tf.float32), training=False), tf.float32)
+
+    return lambda batch: forward(tf.convert_to_tensor(batch)).numpy()
+
+
+def in_batches(forward: Any, batch: Any, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """`forward` of `batch(positions)`, PREDICT_BATCH at a time; all batches have one shape, so that a result does not depend
+    on what else was computed with it, and nothing is compiled twice."""
+    size, results = min(PREDICT_BATCH, max(len(positions), 1)), []
+    for start in range(0, len(positions), size):
+        part = positions[start : start + size]
+        results.append(forward(batch(np.resize(part, size)))[: len(part)])
+    return np.concatenate(results)
+
+
+def weights_digest(model: keras.Model) -> str:
+    """SHA-256 of a model's weights, in the order of its layers."""
+    sha = hashlib.sha256()
+    for value in model.get_weights():
+        sha.update(np.ascontiguousarray(value).tobytes())
+    return "sha256:" + sha.hexdigest()
+
+
+def _turned(images: npt.NDArray[np.uint8], symmetry: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+    import tensorflow as tf
+
+    still = np.zeros(len(images), np.float32)
+    turned: npt.NDArray[np.float32] = transform(tf.constant(images), tf.constant(symmetry), still + 1, still, still).numpy()
+    return turned
