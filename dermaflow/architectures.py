@@ -213,7 +213,7 @@ def load_backbone_weights(model: keras.Model, path: Path) -> None:
         when the file does not fit the backbone.
     """
     backbone = model.get_layer(BACKBONE)
-    height, width, channels = backbone.input_shape[1:]
+    height, _, channels = backbone.input_shape[1:]
     source = backbone
     if channels != 3:
         source = build_model(model.name, classes=1, size=height, dropout=0, seed=0).get_layer(BACKBONE)

@@ -22,7 +22,7 @@ class GateError(DermaflowError):
     exit_code = 1
 
 
-class InterruptedWork(DermaflowError):
+class InterruptedWorkError(DermaflowError):
     """The step was asked to end (SIGTERM) and kept what it had done: started again, it goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again

@@ -1,4 +1,4 @@
-"""Objects in S3, read and written with patience: what a network or a server does for a while is waited out, what is wrong is said.
+"""Objects in S3, read and written with patience: what passes is waited out, what is wrong is said.
 
 Endpoint, region and credentials come by AWS's usual means: AWS_ENDPOINT_URL(_S3), AWS_PROFILE, AWS_ACCESS_KEY_ID, a role.
 """

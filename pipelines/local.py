@@ -10,6 +10,7 @@ and turns what it reports into events.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ from typing import Any
 
 from dermaflow import places
 from dermaflow.artifacts import ARTIFACT_FILE, read_json, write_json
+from dermaflow.errors import InterruptedWorkError
 from dermaflow.progress import parse, tell
 
 REQUEST = "request.json"
@@ -78,7 +80,7 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
                     work.append({"task": event["task"]})
                 if event["event"] == "worked":
                     work[-1] |= {name: event[name] for name in ("work_seconds", "peak_mib")}
-                if event["event"] == "error":
+                if event["event"] == "error" and event["exit_code"] != InterruptedWorkError.exit_code:
                     failures.append(Failure(event["step"], event["message"], event["exit_code"]))
                 if event["event"] == "task_finished" and event["state"] != "SUCCEEDED":
                     failures.append(Failure(event["task"], _last_error(recent), 1))
@@ -130,6 +132,7 @@ class _Watch:
         self.folder = folder
         self.architectures = architectures
         self.tasks: list[dict[str, Any]] = []
+        self.exit_code = 0  # of the last process that a task ran in
 
     @property
     def succeeded(self) -> bool:
@@ -138,7 +141,7 @@ class _Watch:
 
     def install(self) -> None:
         """Put the wrappers in place."""
-        from kfp.local import cache, executor_input_utils
+        from kfp.local import cache, executor_input_utils, subprocess_task_handler
         from kfp.local.orchestrator import task_executor
 
         class WholeArtifactsCache(cache.LocalCache):  # type: ignore[misc]
@@ -151,12 +154,19 @@ class _Watch:
         executor_input_utils.get_local_pipeline_resource_name = lambda _: self.folder.name
         original = task_executor.execute_single_task
         task_executor.execute_single_task = lambda **given: self._execute(original, given)
+        start = subprocess_task_handler.run_local_subprocess
+
+        def started(**given: Any) -> int:
+            self.exit_code = start(**given)
+            return self.exit_code
+
+        subprocess_task_handler.run_local_subprocess = started
 
     def _execute(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         label = self._label(given["task_name"], given["pipeline_resource_name"])
         tell("task_started", task=label)
         started = time.monotonic()
-        outputs, status = original(**given)
+        outputs, status = self._tried(original, given, label)
         uris = {name: item.uri for name, item in outputs.items()}
         task = {
             "task": label,
@@ -170,6 +180,20 @@ class _Watch:
         tell("task_finished", **task)
         return outputs, status
 
+    def _tried(self, original: Callable[..., Any], given: dict[str, Any], label: str) -> Any:
+        """Execute a task, again and again while its process is ended from outside, as often as its retry policy says.
+
+        kfp would also start a step again that found its input to be wrong: in vain.
+        """
+        spec = copy.deepcopy(given["task_spec"])
+        retries, spec.retry_policy.max_retry_count = spec.retry_policy.max_retry_count, 0
+        for attempt in range(retries + 1):
+            outputs, status = original(**{**given, "task_spec": spec})
+            if status.name == "SUCCESS" or not _ended_from_outside(self.exit_code) or attempt == retries:
+                break
+            tell("retry", task=label, exit_code=self.exit_code, attempt=attempt + 1, of=retries)
+        return outputs, status
+
     def _label(self, task: str, resource: str) -> str:
         iteration = _ITERATION.search(resource)
         return f"{task}-{self.architectures[int(iteration[1])]}" if iteration else task
@@ -181,6 +205,11 @@ class _Watch:
             outputs = Path(uri).parent
             if outputs != place and not place.exists():
                 place.symlink_to(os.path.relpath(outputs, place.parent))
+
+
+def _ended_from_outside(exit_code: int) -> bool:
+    """Whether a process was killed by a signal, or ended because it was asked to and kept its state."""
+    return exit_code < 0 or exit_code == InterruptedWorkError.exit_code
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dermaflow import places
+from dermaflow import places, weights
 from dermaflow.architectures import ARCHITECTURES, require_size
-from dermaflow.artifacts import file_digest, open_artifact
+from dermaflow.artifacts import open_artifact
 from dermaflow.contracts import SPLITS
 from dermaflow.dataset import KIND
 from dermaflow.errors import InputError
 from dermaflow.lineage import git_state
-from dermaflow.params import Params, TrainParams
+from dermaflow.params import Params
 from dermaflow.policy import read_policy
 from dermaflow.registry import SQLITE
 
@@ -62,7 +62,7 @@ def arguments(params: Params) -> dict[str, Any]:
         **default_arguments(params),
         "previous": earlier_splits(params, source_digest),
         "source_digest": source_digest,
-        "weights_digest": json.dumps(_weights_digests(params.train)),
+        "weights_digest": json.dumps(weights.digests(params.train)),
         "pipeline_digest": pipeline_digest(),
         "commit": json.dumps(git_state()),
     }
@@ -122,10 +122,12 @@ def _look_at_source(params: Params) -> str:
 
 
 def _look_at_weights(params: Params) -> str:
-    files = {name: params.train.weights_of(name) for name in params.train.architectures}
-    return (
-        ", ".join(f"{name} {path or 'none'}" for name, path in files.items() if ARCHITECTURES[name].pretrained) or "none needed"
-    )
+    found = [
+        f"{name} {weights.require_fit(params.train, name).origin}"
+        for name in params.train.architectures
+        if ARCHITECTURES[name].pretrained
+    ]
+    return ", ".join(found) or "none needed"
 
 
 def _look_at_architectures(params: Params) -> str:
@@ -136,6 +138,7 @@ def _look_at_architectures(params: Params) -> str:
 
 def _look_at_augmentation(params: Params) -> str:
     params.mixup.require_balance(params.augment)
+    params.train.require_balance(params.augment)
     for name in params.train.architectures:
         params.mixup.require_fit(name)
     return f"balance {params.augment.balance}, MixUp alpha {params.mixup.alpha:g} on {params.mixup.space}"
@@ -179,8 +182,3 @@ def _require_writable(folder: Path) -> None:
             f"can not write to {folder}: {existing} is {'read-only' if existing.is_dir() else 'not a folder'}; "
             "choose another place"
         )
-
-
-def _weights_digests(train: TrainParams) -> dict[str, str]:
-    files = {name: train.weights_of(name) for name in train.architectures}
-    return {name: file_digest(path) if path else "none" for name, path in sorted(files.items())}

@@ -64,11 +64,13 @@ class Bar:
             err.print(f"  {escape(text or self._text)}: {done}/{total}")
 
     def on_event(self, event: dict[str, Any]) -> None:
-        """Show what a step tells: progress, and that it waits."""
+        """Show what a step tells: progress, that it waits, and what it could not do."""
         if event["event"] == "progress":
             self.update(event["done"], event["total"], event["text"])
         elif event["event"] == "waiting":
             err.print(f"  {escape(event['text'])} ({event['seconds']:.0f} s)")
+        elif event["event"] == "warning":
+            err.print(f"  [yellow]warning[/] {escape(event['message'])}")
 
     def clear(self, text: str) -> None:
         """Go back to an unknown amount of work."""
@@ -103,6 +105,11 @@ class RunDisplay:
                 else "[green]done[/]  "
             )
             err.print(f"  {mark} {event['task']:<20} {event['seconds']:7.1f} s")
+        elif event["event"] == "retry":
+            err.print(
+                f"  [yellow]ended[/]  {event['task']:<20} exit code {event['exit_code']}; it goes on from where it was, "
+                f"{event['attempt']} of {event['of']}"
+            )
         else:
             self._bar.on_event(event)
 

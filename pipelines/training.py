@@ -30,6 +30,7 @@ from pipelines.code import code_digest
 
 PIPELINE_NAME = "dermaflow"
 GPU = "nvidia.com/gpu"
+TRAIN_RETRIES = 10  # a training that is ended (a node drained, a process killed) goes on from its last checkpoint
 RUN_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
 
 
@@ -133,11 +134,13 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     masks=masks,
                     architecture=architecture,
                     train=train,
+                    register=register,
                     weights_digest=weights_digest,
                     code=code_digest("train"),
                 )
                 trained.after(masks_and_plan_checked).set_display_name("Train")
                 trained.set_accelerator_type(GPU).set_accelerator_limit(1)
+                trained.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
 
                 judged = evaluate_step(
                     dataset=dataset,

@@ -1,7 +1,6 @@
 """The train step from a shell."""
 
-from components.train.core import train
-from dermaflow import places
+from components.train.core import Places, train
 from dermaflow.architectures import ARCHITECTURES
 from dermaflow.command import step_arguments
 from dermaflow.progress import step
@@ -15,4 +14,4 @@ with step("train"):
     )
     inputs = options.dataset, options.splits, options.plan, options.masks
     targets = options.model, options.history
-    train(*inputs, options.architecture, params.train, *targets, cache=places.cache(), state=places.state())
+    train(*inputs, options.architecture, params.train, *targets, places=Places.usual(), register=params.register_)

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from dermaflow.errors import InterruptedWork
+from dermaflow.errors import InterruptedWorkError
 from dermaflow.progress import tell
 from dermaflow.storage import S3, Bucket, split_uri
 
@@ -145,9 +145,9 @@ def stop_asked() -> bool:
 
 
 def end_if_asked(text: str) -> None:
-    """Raise InterruptedWork when the process was asked to end; what was done must be kept by now."""
+    """Raise InterruptedWorkError when the process was asked to end; what was done must be kept by now."""
     if stop_asked():
-        raise InterruptedWork(f"{text}: ended by SIGTERM; what was done is kept, and the next start goes on from there")
+        raise InterruptedWorkError(f"{text}: ended by SIGTERM; what was done is kept, and the next start goes on from there")
 
 
 @contextmanager

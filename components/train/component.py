@@ -13,21 +13,23 @@ def train(
     masks: dsl.Input[dsl.Artifact],
     architecture: str,
     train: str,
+    register: str,
     weights_digest: str,
     code: str,
     model: dsl.Output[dsl.Model],
     history: dsl.Output[dsl.Artifact],
 ) -> None:
-    """Train one architecture; an interrupted training goes on from its last epoch."""
+    """Train one architecture; an interrupted training goes on from its last checkpoint."""
     from pathlib import Path
 
+    from components.train.core import Places
     from components.train.core import train as work
-    from dermaflow import places
-    from dermaflow.params import TrainParams
+    from dermaflow.params import RegisterParams, TrainParams
     from dermaflow.progress import step
 
     with step("train"):
         folders = [Path(artifact.path) for artifact in (dataset, splits, plan, masks)]
         targets = Path(model.path), Path(history.path)
-        info = work(*folders, architecture, TrainParams.from_json(train), *targets, cache=places.cache(), state=places.state())
+        params, follow = TrainParams.from_json(train), RegisterParams.from_json(register)
+        info = work(*folders, architecture, params, *targets, places=Places.usual(), register=follow)
         model.metadata.update(architecture=architecture, parameters=info["parameters"])

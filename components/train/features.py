@@ -97,7 +97,9 @@ class FeatureStore:
     def _save(self, names: list[str], features: npt.NDArray[np.floating[Any]]) -> None:
         limit = np.finfo(self._dtype).max
         if not np.isfinite(features).all():
-            raise InputError("features of the frozen layers are not finite; look at train.weights, or use train.precision=float32")
+            raise InputError(
+                "features of the frozen layers are not finite; look at train.weights, or use train.precision=float32"
+            )
         self.folder.mkdir(parents=True, exist_ok=True)
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()
         block = self.folder / f"block-{digest[:32]}.npy"

@@ -105,8 +105,10 @@ def compiled(model: keras.Model) -> Any:
 
 
 def in_batches(forward: Any, batch: Any, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """`forward` of `batch(positions)`, PREDICT_BATCH at a time; all batches have one shape, so that a result does not depend
-    on what else was computed with it, and nothing is compiled twice."""
+    """`forward` of `batch(positions)`, PREDICT_BATCH at a time.
+
+    All batches have one shape: a result does not depend on what else is computed beside it, and nothing is compiled twice.
+    """
     size, results = min(PREDICT_BATCH, max(len(positions), 1)), []
     for start in range(0, len(positions), size):
         part = positions[start : start + size]

@@ -213,7 +213,7 @@ def fit(
     ------
     GateError
         when the loss is no longer a finite number.
-    InterruptedWork
+    InterruptedWorkError
         when the process was asked to end; a checkpoint was written.
     """
     trainer = Trainer(stage.model, stage.prepare, recipe, recipe.epochs * stage.steps)
@@ -237,9 +237,7 @@ def forget(stages: Sequence[tuple[str, State]], checkpoints: Checkpoints) -> Non
         checkpoints.remove(name, _best_name(name, state.best_epoch))
 
 
-def _epoch(
-    stage: Stage, trainer: Trainer, recipe: Recipe, checkpoints: Checkpoints, state: State, text: str
-) -> dict[str, Any]:
+def _epoch(stage: Stage, trainer: Trainer, recipe: Recipe, checkpoints: Checkpoints, state: State, text: str) -> dict[str, Any]:
     """Train what is left of an epoch, judge it, and take its weights where they are the best so far."""
     began, first, looked = time.monotonic(), state.step, time.monotonic()
     told = f"{text}: epoch {state.epoch + 1}/{recipe.epochs}"
@@ -256,7 +254,7 @@ def _epoch(
             end_if_asked(text)
     loss, seconds = trainer.mean_loss(stage.steps, text, state.epoch), time.monotonic() - began
     with trainer.averaged():
-        row = {
+        row: dict[str, Any] = {
             "stage": stage.name,
             "epoch": state.epoch + 1,
             "loss": loss,
@@ -277,18 +275,28 @@ def _prefetched(stage: Stage, epoch: int, first: int) -> Any:
     """The rest of an epoch's batches, made ready in the background and, on a GPU, moved there before they are needed."""
     import tensorflow as tf
 
-    batches = stage.batches(epoch, first)
-    batch = next(batches, None)
-    if batch is None:
-        return ()
-    signature = tuple(tf.TensorSpec(array.shape, array.dtype) for array in batch)
-    ready = tf.data.Dataset.from_generator(lambda: itertools.chain([batch], batches), output_signature=signature)
     strategy = tf.distribute.get_strategy()
-    if strategy.num_replicas_in_sync > 1:
-        return strategy.experimental_distribute_dataset(ready.prefetch(PREFETCHED))
+    replicas = strategy.num_replicas_in_sync
+    parts = (part for batch in stage.batches(epoch, first) for part in _parted(batch, stage.images, replicas))
+    part = next(parts, None)
+    if part is None:
+        return ()
+    signature = tuple(tf.TensorSpec(array.shape, array.dtype) for array in part)
+    ready = tf.data.Dataset.from_generator(lambda: itertools.chain([part], parts), output_signature=signature)
+    if replicas > 1:
+        return strategy.distribute_datasets_from_function(lambda _: ready.prefetch(PREFETCHED * replicas))
     if tf.config.list_logical_devices("GPU"):
         return ready.apply(tf.data.experimental.prefetch_to_device("/GPU:0", PREFETCHED))
     return ready.prefetch(PREFETCHED)
+
+
+def _parted(batch: Sequence[npt.NDArray[Any]], images: int, replicas: int) -> Iterator[tuple[npt.NDArray[Any], ...]]:
+    """Each replica's part of a batch; of an array with an entry for each image and then for each one's partner, of both."""
+    share = images // replicas
+    for start in range(0, share * replicas, share):
+        yield tuple(
+            np.concatenate([side[start : start + share] for side in np.split(array, len(array) // images)]) for array in batch
+        )
 
 
 def _judge(name: str, judged: Judged) -> dict[str, float]:

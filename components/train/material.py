@@ -114,9 +114,10 @@ class Material:
         for part, rows in (("train", self.train_rows), ("validation", self.validation_rows)):
             missing = np.setdiff1d(np.arange(len(names)), self.labels(rows))
             if len(missing):
+                verb = "learnt" if part == "train" else "judged"
                 raise InputError(
-                    f"class {', '.join(names[missing])} has no image in the {part} part, so that it can not be "
-                    f"{'learnt' if part == 'train' else 'judged'}; add lesions of it, raise split.{part}, or leave it out of the source"
+                    f"class {', '.join(names[missing])} has no image in the {part} part, so that it can not be {verb}; add "
+                    f"lesions of it, raise split.{part}, or leave it out of the source"
                 )
         if self.params.batch_size > self.draws_per_epoch:
             raise InputError(

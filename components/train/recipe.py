@@ -78,7 +78,7 @@ def of_head(params: TrainParams, architecture: str, **given: Any) -> Recipe:
 def of_fine_tuning(params: TrainParams, **given: Any) -> Recipe:
     """The recipe of a pretrained architecture's last blocks, after its head."""
     tuned = params.fine_tune
-    rate = {"learning_rate": tuned.learning_rate, "rate_name": "train.fine_tune.learning_rate"}
+    rate: dict[str, Any] = {"learning_rate": tuned.learning_rate, "rate_name": "train.fine_tune.learning_rate"}
     return Recipe(epochs=tuned.epochs, warm_up=tuned.warm_up, cosine=True, **rate, **_common(params), **given)
 
 

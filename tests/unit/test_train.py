@@ -31,11 +31,11 @@ def params(**changes) -> TrainParams:
 
 
 def train_in(run: Path, target: Path, architecture: str, settings: TrainParams, plan: Path | None = None) -> dict:
-    from components.train.core import train
+    from components.train.core import Places, train
 
     inputs = run / "ingest/dataset", run / "split/splits", plan or run / "augment/plan", run / "segment/masks"
-    places = {"cache": target / "cache", "state": target / "state"}
-    return train(*inputs, architecture, settings, target / "model", target / "history", **places)
+    places = Places(target / "cache", target / "state")
+    return train(*inputs, architecture, settings, target / "model", target / "history", places=places)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -88,11 +88,11 @@ def test_a_head_folded_into_the_model_answers_as_it_did_on_features(finished_run
 
 def test_same_seed_same_weights_and_features_are_computed_once(finished_run: Path, tmp_path: Path):
     first = train_in(finished_run, tmp_path, "resnet50", params())
-    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")}
+    blocks = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")}
     assert blocks
     again = train_in(finished_run, tmp_path, "resnet50", params())
     assert again["weights_digest"] == first["weights_digest"]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npz")} == blocks
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == blocks
     assert first["pipeline_check"]
     assert not list((tmp_path / "state").rglob("*.npz"))  # no training state is left behind, or mistaken for a model
 
@@ -124,12 +124,12 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(finished_run: Pa
         [sys.executable, "-c", KILLED, str(finished_run), str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").rglob("state.npz")) and time.monotonic() < deadline and killed.poll() is None:
+    while not list((tmp_path / "killed").rglob("whole.npz")) and time.monotonic() < deadline and killed.poll() is None:
         time.sleep(0.02)
     killed.send_signal(signal.SIGKILL)
     killed.wait()
     assert not (tmp_path / "killed/model").exists()
-    assert list((tmp_path / "killed").rglob("state.npz")), "training ended before it could be killed"
+    assert list((tmp_path / "killed").rglob("whole.npz")), "training ended before it could be killed"
     resumed = train_in(finished_run, tmp_path / "killed", "cnn", params(epochs=3))
     assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
@@ -144,7 +144,8 @@ def planned(run: Path, target: Path, mixup: MixupParams = MIXUP, **changes) -> P
 
 def seen(run: Path, plan: Path, epoch: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The batches of an epoch as the network sees them."""
-    from components.train.core import gather, image_batches
+    from components.train.material import gather
+    from components.train.stages import image_batches
 
     material = gather(run / "ingest/dataset", run / "split/splits", plan, run / "segment/masks", params())
     prepare, batches = image_batches(material)
@@ -182,26 +183,29 @@ def test_each_remedy_against_imbalance_trains(finished_run: Path, tmp_path: Path
 
 def test_a_frozen_backbone_sees_fixed_mixes_of_pixels_once(finished_run: Path, tmp_path: Path, capfd):
     """Their features are those of the mixed pixels; a second run computes none of them again."""
-    from components.train.core import _Features, gather
+    from components.train.frozen import FrozenFeatures
+    from components.train.material import gather
 
     plan = planned(finished_run, tmp_path / "plan", MixupParams(alpha=1.0, space="pixels", fixed_mixes=20), feature_views=1)
     info = train_in(finished_run, tmp_path, "resnet50", params(head_epochs=2), plan=plan)
     assert info["mixup_space"] == "pixels, 20 fixed mixes"
-    assert "features of the frozen backbone, mixes" in capfd.readouterr().err
+    assert "features of the frozen layers, mixes" in capfd.readouterr().err
     again = train_in(finished_run, tmp_path, "resnet50", params(head_epochs=2), plan=plan)
-    assert "features of the frozen backbone" not in capfd.readouterr().err
+    assert "features of the frozen layers" not in capfd.readouterr().err
     assert again["weights_digest"] == info["weights_digest"]
 
     inputs = finished_run / "ingest/dataset", finished_run / "split/splits", plan, finished_run / "segment/masks"
     material = gather(*inputs, params())
     model = build_model("resnet50", classes=7, size=72, channels=3, dropout=0.5, seed=1)
-    features = _Features(model, material, tmp_path / "other")
+    features = FrozenFeatures(
+        feature_extractor(model), material, tmp_path / "other", name="resnet50", precision="float32"
+    )
     first = material.mixes.iloc[0]
     rows = material.dataset.rows_of(pd.Series([first["image_a"], first["image_b"]]))
     own, other = (symmetric(image, first[f"symmetry_{side}"]) for image, side in zip(material.inputs(rows), "ab", strict=True))
     pixels = first["weight"] * own + (1 - first["weight"]) * other
     expected = feature_extractor(model)(pixels[None]).numpy()[0]
-    np.testing.assert_allclose(features.mixes()[0], expected, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(features.mixes().all()[0], expected, rtol=1e-3, atol=1e-4)
 
 
 def symmetric(image: np.ndarray, code: int) -> np.ndarray:
