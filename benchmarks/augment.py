@@ -27,12 +27,12 @@ BATCH, CLASSES = 32, 7
 
 def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
     """Run the named steps in turn over an epoch's batches; median milliseconds of each, as a function to call."""
-    import keras
     import numpy as np
     import pandas as pd
     import tensorflow as tf
 
-    from components.train.loop import compiled_step
+    from components.train.loop import Trainer
+    from components.train.recipe import of_images
     from dermaflow.architectures import build_model
     from dermaflow.augmentation import NUMBERS, augmented, mix, plan_draws
     from dermaflow.params import load_params
@@ -40,8 +40,7 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
     tf.config.experimental.enable_op_determinism()
     params = load_params("default")
     model = build_model("cnn", classes=CLASSES, size=size, channels=3, dropout=0.5, seed=1)
-    optimizer = keras.optimizers.Adam(params.train.learning_rate)
-    optimizer.build(model.trainable_variables)
+    recipe = of_images(params.train, "cnn", shares=np.full(CLASSES, 1 / CLASSES))
     rows = pd.DataFrame({"image_id": [f"I{k}" for k in range(images)], "weight": 1.0, "partner_weight": 0.0})
     draws = plan_draws(rows, params.augment, params.mixup, epoch=0)
     pixels = np.random.default_rng(0).integers(0, 256, (images, size, size, 3)).astype(np.uint8)
@@ -54,7 +53,7 @@ def steps(names: tuple[str, ...], images: int, size: int, rounds: int) -> Any:
         return augmented(images, *numbers), mix(tf.one_hot(labels, CLASSES), numbers[-1])
 
     prepared = {"plain": as_they_are, "augmented": changed}
-    train_steps = {name: compiled_step(model, optimizer, prepared[name]) for name in names}
+    train_steps = {name: Trainer(model, prepared[name], recipe, 1).step for name in names}
 
     def go() -> Any:
         seconds: dict[str, list[float]] = {name: [] for name in names}

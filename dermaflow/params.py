@@ -153,6 +153,11 @@ class AugmentParams(Section):
     materialize: bool
     seed: int
 
+    @property
+    def changes(self) -> bool:
+        """Whether an image is drawn otherwise than as it is."""
+        return self.flips or self.right_angle_turns or bool(self.scale or self.brightness or self.hue)
+
     @model_validator(mode="after")
     def _one_remedy(self) -> AugmentParams:
         if (self.balance == "target_per_class") != bool(self.targets):

@@ -50,10 +50,14 @@ def image_batches(material: Material) -> tuple[Prepare, Batches]:
 
     params, classes, paired = material.params, len(material.dataset.classes), material.paired
     train_labels = material.labels(material.train_rows)
+    as_they_are = not (material.augment.changes or material.mixup.alpha)
 
     def prepare(images: Any, labels: Any, symmetry: Any, zoom: Any, brightness: Any, hue: Any, weight: Any) -> tuple[Any, Any]:
+        vectors = tf.one_hot(labels, classes)
+        if as_they_are:
+            return tf.cast(images, tf.float32), vectors
         changed = augmented(images, symmetry, zoom, brightness, hue, weight, paired=paired)
-        return changed, mix(tf.one_hot(labels, classes), weight, paired=paired)
+        return changed, mix(vectors, weight, paired=paired)
 
     def batches(epoch: int, first: int = 0) -> Iterator[tuple[npt.NDArray[Any], ...]]:
         draws = material.draws(epoch)

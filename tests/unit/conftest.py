@@ -9,7 +9,9 @@ import pytest
 
 from components.ingest.core import ingest
 from components.split.core import split
+from dermaflow.params import load_params
 from tests.sources import SourceFolder, data_params, split_params
+from tests.workspace import ROOT, TINY
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +36,22 @@ def dataset(tmp_path_factory: pytest.TempPathFactory, drawn_source: SourceFolder
     target = tmp_path_factory.mktemp("ingested") / "dataset"
     ingest(data_params(drawn_source.path), target)
     return target
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    """What comes before training in a run of the tests' parameters, under the same names; not to be changed."""
+    from components.augment.core import augment
+    from components.segment.core import segment
+
+    params = load_params("phantom", [*TINY, f"data.source={phantoms}"], ROOT)
+    run = tmp_path_factory.mktemp("prepared")
+    dataset, splits = run / "ingest/dataset", run / "split/splits"
+    ingest(params.data, dataset)
+    split(dataset, params.split, splits)
+    segment(dataset, params.segment, run / "segment/masks")
+    augment(dataset, splits, params.augment, params.mixup, run / "augment/plan")
+    return run
 
 
 @pytest.fixture(scope="session")
