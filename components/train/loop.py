@@ -119,9 +119,7 @@ class Trainer:
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
-        import keras
-
-        return float(self._rate if isinstance(self._rate, float) else self._rate(keras.ops.convert_to_tensor(int(self._steps))))
+        return float(self._rate if isinstance(self._rate, float) else self._rate(self._steps.numpy()))
 
     def mean_loss(self, steps: int, text: str, epoch: int) -> float:
         """Mean loss of the epoch's `steps` so far.
@@ -131,12 +129,12 @@ class Trainer:
         GateError
             when it was not a finite number in one of them.
         """
-        if int(self._not_finite_at) >= 0:
+        if self._not_finite_at.numpy() >= 0:
             raise GateError(
-                f"{text}: the loss was not a finite number in epoch {epoch + 1}, step {int(self._not_finite_at) + 1} of "
+                f"{text}: the loss was not a finite number in epoch {epoch + 1}, step {self._not_finite_at.numpy() + 1} of "
                 f"all; lower {self._recipe.rate_name}, which is {self._recipe.learning_rate:g}, or look at the images"
             )
-        return float(self._loss_sum) / max(steps, 1)
+        return float(self._loss_sum.numpy()) / max(steps, 1)
 
     def begin_epoch(self) -> None:
         """Forget the losses of the epoch before."""
@@ -145,9 +143,9 @@ class Trainer:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within the block the model has the averaged weights, where the recipe averages."""
-        own = [np.asarray(variable) for variable in self._trained] if self._averages else []
+        own = [variable.numpy() for variable in self._trained] if self._averages else []
         for variable, average in zip(self._trained, self._averages, strict=False):
-            variable.assign(average)
+            variable.assign(average.numpy())
         try:
             yield
         finally:
@@ -374,4 +372,9 @@ def _keep(stage: Stage, trainer: Trainer, checkpoints: Checkpoints, state: State
 
 
 def _numbered(values: Sequence[Any]) -> dict[str, npt.NDArray[Any]]:
-    return {str(position): np.asarray(value) for position, value in enumerate(values)}
+    return {str(position): _array(value) for position, value in enumerate(values)}
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    """A variable of Keras or TensorFlow, mirrored or not, or an array, as an array."""
+    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)

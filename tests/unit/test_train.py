@@ -197,9 +197,7 @@ def test_a_frozen_backbone_sees_fixed_mixes_of_pixels_once(prepared: Path, tmp_p
     inputs = prepared / "ingest/dataset", prepared / "split/splits", plan, prepared / "segment/masks"
     material = gather(*inputs, params())
     model = build_model("resnet50", classes=7, size=72, channels=3, dropout=0.5, seed=1)
-    features = FrozenFeatures(
-        feature_extractor(model), material, tmp_path / "other", name="resnet50", precision="float32"
-    )
+    features = FrozenFeatures(feature_extractor(model), material, tmp_path / "other", name="resnet50", precision="float32")
     first = material.mixes.iloc[0]
     rows = material.dataset.rows_of(pd.Series([first["image_a"], first["image_b"]]))
     own, other = (symmetric(image, first[f"symmetry_{side}"]) for image, side in zip(material.inputs(rows), "ab", strict=True))
