@@ -133,8 +133,8 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
                 "classes",
                 "input",
                 "output",
-                "best_epoch",
-                "mixup_space",
+                *("best_epoch", "epochs", "dropout", "learning_rate", "tuned_from", "temperature"),
+                *("mixup_space", "device", "environment", "training_key", "run"),
             )
         },
         "data_validation": _data_validation(evidence),

@@ -267,6 +267,7 @@ def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str) -> d
         "mixup_space": material.mixup.space_of(frozen=work.frozen),
         "params": params.model_dump(mode="json"),
         "dropout": params.dropout_of(work.architecture),
+        "learning_rate": params.learning_rate_of(work.architecture),
         "best_epoch": trained.best_epoch,
         "epochs": len(trained.history),
         "training_key": key,

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, feature_extractor, load_backbone_weights
+from dermaflow.artifacts import new_artifact
 from dermaflow.dataset import Dataset
 from dermaflow.errors import GateError, InputError
 from dermaflow.params import MixupParams, TrainParams, load_params
@@ -30,10 +32,13 @@ def params(**changes) -> TrainParams:
     return base.model_copy(update=changes)
 
 
-def train_in(run: Path, target: Path, architecture: str, settings: TrainParams, plan: Path | None = None) -> dict:
+def train_in(
+    run: Path, target: Path, architecture: str, settings: TrainParams, plan: Path | None = None, splits: Path | None = None
+) -> dict:
+    """Train on a run's artifacts, or others in their place."""
     from components.train.core import Places, train
 
-    inputs = run / "ingest/dataset", run / "split/splits", plan or run / "augment/plan", run / "segment/masks"
+    inputs = run / "ingest/dataset", splits or run / "split/splits", plan or run / "augment/plan", run / "segment/masks"
     places = Places(target / "cache", target / "state")
     return train(*inputs, architecture, settings, target / "model", target / "history", places=places)
 
@@ -134,11 +139,11 @@ def test_killed_training_goes_on_and_ends_with_the_same_weights(prepared: Path, 
     assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
 
-def planned(run: Path, target: Path, mixup: MixupParams = MIXUP, **changes) -> Path:
-    """A plan for the run's splits with other augmentation parameters."""
+def planned(run: Path, target: Path, mixup: MixupParams = MIXUP, splits: Path | None = None, **changes) -> Path:
+    """A plan for the run's splits, or other ones, with other augmentation parameters."""
     from components.augment.core import augment
 
-    augment(run / "ingest/dataset", run / "split/splits", augment_params(**changes), mixup, target)
+    augment(run / "ingest/dataset", splits or run / "split/splits", augment_params(**changes), mixup, target)
     return target
 
 
@@ -214,8 +219,6 @@ def symmetric(image: np.ndarray, code: int) -> np.ndarray:
 
 
 def test_a_plan_with_a_test_image_is_refused(prepared: Path, tmp_path: Path):
-    from dermaflow.artifacts import new_artifact
-
     splits = contracts.read_splits(prepared / "split/splits")
     plan = contracts.read_plan(prepared / "augment/plan")
     intruder = splits.loc[splits["split"] == "test", "image_id"].iloc[0]
@@ -227,18 +230,42 @@ def test_a_plan_with_a_test_image_is_refused(prepared: Path, tmp_path: Path):
         train_in(prepared, tmp_path, "cnn", params(), plan=tmp_path / "plan")
 
 
-def test_what_can_not_be_trained_is_refused(prepared: Path, tmp_path: Path):
+def test_what_can_not_be_trained_is_refused(prepared: Path, tmp_path: Path, monkeypatch):
     with pytest.raises(InputError, match="batch_size is 4000, but an epoch draws only 64 training images; lower it"):
         train_in(prepared, tmp_path, "cnn", params(batch_size=4000))
     with pytest.raises(InputError, match=r"train\.weights\.resnet50: no\.h5 is not a file"):
         train_in(prepared, tmp_path, "resnet50", params(weights={"resnet50": "no.h5"}))
+    monkeypatch.setitem(ARCHITECTURES, "xception", replace(ARCHITECTURES["xception"], minimum_size=80))
+    with pytest.raises(InputError, match="image_size is 72; xception needs at least 80 pixels a side"):
+        train_in(prepared, tmp_path, "xception", params())
+    for part in ("train", "validation"):
+        splits = without(prepared / "split/splits", tmp_path / f"no-df-{part}", "df", part)
+        plan = planned(prepared, tmp_path / f"plan-{part}", splits=splits)
+        with pytest.raises(InputError, match=f"class df has no image in the {part} part"):
+            train_in(prepared, tmp_path, "cnn", params(), plan=plan, splits=splits)
     assert not (tmp_path / "model").exists()
 
 
-def test_a_loss_that_is_no_number_stops_training(prepared: Path, tmp_path: Path):
-    """With a rate that no network survives; nothing is written."""
+def without(splits: Path, target: Path, label: str, part: str) -> Path:
+    """Splits that lack a class in one part."""
+    table = contracts.read_splits(splits)
+    with new_artifact(target, contracts.SPLITS) as folder:
+        shutil.copy(splits / "splits.json", folder)
+        table[(table["label"] != label) | (table["split"] != part)].to_parquet(folder / "splits.parquet", index=False)
+    return target
+
+
+def test_a_loss_that_is_no_number_stops_training(prepared: Path, tmp_path: Path, monkeypatch):
+    """Of a network that takes the logarithm of negative numbers; nothing is written."""
+
+    def broken(images, _shape):
+        import keras
+
+        return keras.layers.Flatten()(keras.ops.log(keras.layers.Rescaling(1.0, offset=-300.0)(images)))
+
+    monkeypatch.setitem(ARCHITECTURES, "cnn", replace(ARCHITECTURES["cnn"], features=broken))
     with pytest.raises(GateError, match=r"cnn whole: the loss was not a finite number in epoch \d.*lower train\.learning_rate"):
-        train_in(prepared, tmp_path, "cnn", params(learning_rate=1.0, epochs=40))
+        train_in(prepared, tmp_path, "cnn", params())
     assert not (tmp_path / "model").exists()
 
 
