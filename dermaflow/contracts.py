@@ -7,7 +7,7 @@ Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, vi
             plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest), trained_on.parquet
             (TRAINED_ON_COLUMNS: the images of train and validation)
-History     history.parquet (one row an epoch), history.json
+History     history.parquet (one row an epoch), validation.parquet (the model's logits of the validation images), history.json
 Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
 Comparison  comparison.json (challenger against champion), champion.parquet (the champion's logits)
 Selection   selection.json (candidate, by validation only)
@@ -57,6 +57,7 @@ MIX_COLUMNS = ("image_a", "symmetry_a", "image_b", "symmetry_b", "weight")  # we
 LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
 TRAINED_ON = "trained_on.parquet"
+VALIDATION_FILE = "validation.parquet"
 TRAINED_ON_COLUMNS = ("image_id", "lesion_id", "source_digest", "pixel_digest", "split")
 
 

@@ -236,6 +236,38 @@ def evaluate(
 
 
 @app.command()
+def tune(
+    architecture: Annotated[
+        str, typer.Option("--architecture", "-a", help="Which one to tune; it must be in train.architectures.")
+    ],
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grid",
+            "-g",
+            metavar="KEY=V,V",
+            help="Values of a parameter: dropout and learning_rate of the architecture, or any key of params.yaml. Repeatable; "
+            "by default the study's grid, dropout=0.2,0.5 and learning_rate=0.001,0.0001.",
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Try a small grid of training parameters, by validation images alone; each trial is a DVC experiment and an MLflow run.
+
+    Works on dvc.yaml's data and profile. Features of frozen layers are computed once for all trials.
+    """
+    from pipelines.tuning import STUDY
+    from pipelines.tuning import tune as work
+
+    with show.Bar("tuning") as bar:
+        result = work(architecture, grid or STUDY, lambda number, total, text: bar.update(number - 1, total, f"trial {text}"))
+    if as_json:
+        show.print_json(result)
+    else:
+        show.tuning(result)
+
+
+@app.command()
 def models(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
     """List the registered versions of both models, with their aliases."""
     from dermaflow import registry

@@ -254,6 +254,25 @@ def evaluation(result: dict[str, Any]) -> None:
     )
 
 
+def tuning(result: dict[str, Any]) -> None:
+    """`dermaflow tune`: the trials, best first, and how to take over the best."""
+    table = Table("trial", "validation balanced accuracy", "less than the best", "epoch kept", "seconds", "experiment")
+    for trial in result["trials"]:
+        table.add_row(
+            ", ".join(f"{key.removeprefix('train.')}={value}" for key, value in trial["settings"].items()),
+            _interval(trial[result["metric"]]),
+            "best" if trial["difference"] is None else _interval(trial["difference"]),
+            f"{trial['best_epoch']} of {trial['epochs']}",
+            f"{trial['seconds']:.0f}",
+            trial["experiment"],
+        )
+    out.print(table)
+    rivals = [trial["difference"] for trial in result["trials"] if trial["difference"] is not None]
+    if rivals and rivals[0]["low"] <= 0 <= rivals[0]["high"]:
+        out.print("The best two differ by no more than chance explains: the choice between them is a coin toss.")
+    out.print("Take it over: " + " ".join(f"--set {key}={value}" for key, value in result["best"].items()))
+
+
 def versions(found: Sequence[dict[str, Any]], uri: str) -> None:
     """`dermaflow models`: the registered versions."""
     table = Table("model", "version", "alias", "architecture", "test balanced accuracy", "data", "decision", "registered")

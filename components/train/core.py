@@ -121,8 +121,9 @@ def train(
         work = _Work(architecture, material, weights, device, places.cache, checkpoints, follower.epoch)
         trained = work.train()
         model = work.finished()
-        info = _describe(model, work, trained, key) | {"temperature": _temperature(model, material), "run": follower.run_id}
-        _write_history(trained, architecture, history_target)
+        validation = _predictions(model, material)
+        info = _describe(model, work, trained, key, validation) | {"run": follower.run_id}
+        _write_history(trained, validation, architecture, history_target)
         follower.finish(history_target)
         _write_model(model, info, material.developed, model_target)
         forget(trained.stages, checkpoints)
@@ -218,11 +219,12 @@ def _told_when_out_of_memory(params: TrainParams) -> Iterator[None]:
         ) from error
 
 
-def _temperature(model: keras.Model, material: Material) -> float:
-    """Of the finished model's probabilities, by the clean validation images."""
-    forward, rows = compiled(model), material.validation_rows
+def _predictions(model: keras.Model, material: Material) -> pd.DataFrame:
+    """The finished model's logits of the clean validation images: image_id, lesion_id, label, logit_<class>."""
+    forward, rows, classes = compiled(model), material.validation_rows, material.dataset.classes
     logits = in_batches(forward, lambda part: material.inputs(rows[part]), np.arange(len(rows)))
-    return fit_temperature(logits, material.validation_labels)
+    images = material.dataset.manifest.iloc[rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
+    return pd.concat([images, pd.DataFrame(logits, columns=contracts.logit_columns(classes))], axis=1)
 
 
 def _run_key(architecture: str, params: TrainParams, material: Material, weights: Weights, device: devices.Device) -> str:
@@ -245,8 +247,9 @@ def _run_key(architecture: str, params: TrainParams, material: Material, weights
     return key.removeprefix("sha256:")[:32]
 
 
-def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str) -> dict[str, Any]:
+def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str, validation: pd.DataFrame) -> dict[str, Any]:
     params, material, weights = work.material.params, work.material, work.weights
+    logits = validation[contracts.logit_columns(material.dataset.classes)].to_numpy()
     return {
         "architecture": work.architecture,
         "title": ARCHITECTURES[work.architecture].title,
@@ -261,6 +264,7 @@ def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str) -> d
         "parameters": model.count_params(),
         "weights": {"origin": Path(weights.origin).name, "digest": weights.digest},
         "weights_digest": weights_digest(model),
+        "temperature": fit_temperature(logits, material.validation_labels),
         "backbone_frozen": work.frozen,
         "tuned_from": work.block,
         "pipeline_check": work.chance,
@@ -288,10 +292,11 @@ def _write_model(model: keras.Model, info: dict[str, Any], developed: pd.DataFra
         write_json(folder / "model.json", info)
 
 
-def _write_history(trained: _Trained, architecture: str, target: Path) -> None:
+def _write_history(trained: _Trained, validation: pd.DataFrame, architecture: str, target: Path) -> None:
     history = trained.history
     with new_artifact(target, contracts.HISTORY) as folder:
         history.to_parquet(folder / "history.parquet", index=False)
+        validation.to_parquet(folder / contracts.VALIDATION_FILE, index=False)
         draw_curves(history, trained.best_epoch, ARCHITECTURES[architecture].title, folder / "curves.png")
         write_json(
             folder / "history.json",

@@ -111,3 +111,17 @@ def test_an_experiment_runs_and_its_metrics_and_plots_show(repository: Repositor
     repository.run("dvc plots show --out plots")
     page = (repository.path / "plots" / "index.html").read_text()
     assert "confusion" in page
+
+    parameters_before, lock_before = parameters.read_bytes(), (repository.path / "dvc.lock").read_bytes()
+    tuned = json.loads(repository.run("dermaflow tune -a cnn -g learning_rate=0.001,0.0001 --json"))
+    assert [set(trial["settings"]) for trial in tuned["trials"]] == [{"train.learning_rates.cnn"}] * 2
+    first, second = tuned["trials"]
+    assert first["difference"] is None
+    assert second["difference"]["estimate"] <= 0
+    assert tuned["best"] == first["settings"]
+    assert {trial["experiment"] for trial in tuned["trials"]} <= set(
+        re.findall(r"tune-cnn-\w+", repository.run("dvc exp list"))
+    )
+    assert parameters.read_bytes() == parameters_before
+    assert (repository.path / "dvc.lock").read_bytes() == lock_before
+    assert "clean" in repository.run("dvc status --quiet && echo clean")
