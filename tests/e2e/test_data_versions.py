@@ -113,7 +113,7 @@ def test_an_experiment_runs_and_its_metrics_and_plots_show(repository: Repositor
     assert "confusion" in page
 
     parameters_before, lock_before = parameters.read_bytes(), (repository.path / "dvc.lock").read_bytes()
-    tuned = json.loads(repository.run("dermaflow tune -a cnn -g learning_rate=0.001,0.0001 --json"))
+    tuned = json.loads(repository.run("dermaflow tune -a cnn -g learning_rate=0.001,0.0001 --json 2>/dev/null"))
     assert [set(trial["settings"]) for trial in tuned["trials"]] == [{"train.learning_rates.cnn"}] * 2
     first, second = tuned["trials"]
     assert first["difference"] is None
