@@ -27,6 +27,16 @@ def fresh_clone(target: str = "setup") -> Path:
     return clone
 
 
+def imagenet_weights(architecture: str) -> Path | None:
+    """The 'notop' file of an architecture, rebuilt from packages where it is not yet; None where ../shared is not here."""
+    if not SHARED.exists():
+        return None
+    folder = PLACE.with_name("dermaflow-weights")
+    if not any(folder.glob(f"{architecture}_*")):
+        subprocess.run([sys.executable, str(SHARED / "tools/imagenet_weights.py"), str(folder)], check=True)
+    return next(folder.glob(f"{architecture}_*"))
+
+
 def make(clone: Path, *targets: str) -> tuple[str, float]:
     """Run make in the clone, in an environment without ours; returns stdout and seconds. Raises when it fails."""
     environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 
-from tests.proofs.clone import PLACE, SHARED, dermaflow, fresh_clone
+from tests.proofs.clone import SHARED, dermaflow, fresh_clone, imagenet_weights
 
 BOUND = "within 35 minutes on 2 cores; ResNet50's test balanced accuracy at least 0.55 over at least 250 test images"
-WEIGHTS = PLACE.with_name("dermaflow-weights") / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5"
 
 
 def prove() -> tuple[str, bool]:
@@ -18,11 +15,9 @@ def prove() -> tuple[str, bool]:
     if not SHARED.exists():
         return "the real images (../shared) are not here", False
     clone = fresh_clone()
-    if not WEIGHTS.exists():
-        subprocess.run([sys.executable, str(SHARED / "tools/imagenet_weights.py"), str(WEIGHTS.parent)], check=True)
     for leftover in ("runs", ".dermaflow"):
         shutil.rmtree(clone / leftover, ignore_errors=True)
-    source, weights = f"data.source={SHARED / 'data/ham10000'}", f"train.weights.resnet50={WEIGHTS}"
+    source, weights = f"data.source={SHARED / 'data/ham10000'}", f"train.weights.resnet50={imagenet_weights('resnet50')}"
     printed, seconds = dermaflow(clone, "run", "--profile", "quick", "--set", source, "--set", weights, "--json")
     result = json.loads(printed)
     resnet = next(entry for entry in result["architectures"] if entry["name"] == "resnet50")
