@@ -31,9 +31,10 @@ Places = npt.NDArray[np.int64]
 
 
 def draw_confusion(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw the confusion matrices of validation and test, side by side: colour and per cent by row, and counts."""
-    figure = _figure(13.6, 7.4, metrics, "which class is taken for which")
-    for axes, split in zip(figure.subplots(1, 2), ("validation", "test"), strict=True):
+    """Draw the confusion matrices of validation, if it is there, and test: colour and per cent by row, and counts."""
+    splits = [split for split in ("validation", "test") if split in metrics]
+    figure = _figure(6.8 * len(splits), 7.4, metrics, "which class is taken for which")
+    for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
         _draw_matrix(axes, metrics[split]["confusion"])
         judged = metrics[split]
         size = f"{split}: {judged['n_images']} images of {judged['n_lesions']} lesions"
@@ -67,11 +68,15 @@ def draw_precision_recall(predictions: pd.DataFrame, metrics: Mapping[str, Any],
 
 
 def draw_calibration(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw reliability before and after temperature, and accuracy against coverage, on test predictions."""
-    figure = _figure(15.5, 5.4, metrics, f"are its probabilities right? test images, temperature {metrics['temperature']:.2f}")
-    left, middle, right = figure.subplots(1, 3)
-    for axes, stage in ((left, "before"), (middle, "after")):
-        _draw_reliability(axes, metrics["test"]["calibration"][stage], stage)
+    """Draw reliability before and, where it is known, after temperature, and accuracy against coverage, of test images."""
+    temperature = metrics["temperature"]
+    known = "not available" if temperature is None else f"{temperature:.2f}"
+    stages = {stage: told for stage, told in metrics["test"]["calibration"].items() if told is not None}
+    subject = f"are its probabilities right? test images, temperature {known}"
+    figure = _figure(5.2 * (len(stages) + 1), 5.4, metrics, subject)
+    *panels, right = figure.subplots(1, len(stages) + 1)
+    for axes, (stage, told) in zip(panels, stages.items(), strict=True):
+        _draw_reliability(axes, told, stage)
     rows = [row for row in metrics["test"]["abstention"] if row["accuracy"]["estimate"] is not None]
     shares = [row["coverage"] for row in rows]
     low, middle_line, high = ([row["accuracy"][end] for row in rows] for end in ("low", "estimate", "high"))
