@@ -208,9 +208,10 @@ def _check_prepared(data: str, dataset: Dataset, info: dict[str, Any]) -> None:
 def _check_labels(data: str, classes: Sequence[str], refused: pd.DataFrame, info: dict[str, Any]) -> None:
     """Refuse a source whose labels the model has no answer for, before any of its images is read."""
     if list(classes) != info["classes"]:
+        known = json.dumps(info["classes"])
         raise InputError(
-            f"{data}: its classes are {', '.join(classes)}, but the model knows {', '.join(info['classes'])}; say so in a source.json beside the "
-            f'images: {{"classes": {json.dumps(info["classes"])}}}'
+            f"{data}: its classes are {', '.join(classes)}, but the model knows {', '.join(info['classes'])}; "
+            f'if that is what its labels mean, say so in a source.json beside the images: {{"classes": {known}}}'
         )
     unknown = refused[refused["reason"] == "unknown_class"]  # the detail names file, label and what is allowed
     if len(unknown):

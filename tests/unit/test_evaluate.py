@@ -14,6 +14,7 @@ from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import EvaluateParams
+from tests.models import write_red_model
 
 PARAMS = EvaluateParams(bootstrap=100, specificity=0.9, seed=1)
 IMAGES, SIZE = 140, 32
@@ -77,22 +78,6 @@ def evaluation(dataset, predictions, tmp_path_factory):
     return folder
 
 
-def write_model(folder, classes=HAM10000_CLASSES, mode="none"):
-    """A Keras model that reads the class off the red channel: logit k is highest where red is 30 k."""
-    import keras
-
-    red = keras.Input((SIZE, SIZE, 3))
-    dense = keras.layers.Dense(7)
-    model = keras.Model(red, dense(keras.layers.GlobalAveragePooling2D()(red)))
-    centres = 30.0 * np.arange(7)
-    dense.set_weights([np.stack([2 * centres, np.zeros(7), np.zeros(7)]), -(centres**2)])
-    with new_artifact(folder, contracts.MODEL) as building:
-        model.save(building / "model.keras")
-        info = {"architecture": "cnn", "classes": list(classes), "image_size": SIZE, "masks": mode, "pipeline_check": True}
-        write_json(building / "model.json", info)
-    return folder
-
-
 def write_masks(folder, masks):
     with new_artifact(folder, contracts.MASKS) as building:
         masks.to_parquet(building / "masks.parquet")
@@ -107,7 +92,7 @@ def write_splits(folder, splits):
 
 
 def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, splits, masks, tmp_path):
-    model = write_model(tmp_path / "model")
+    model = write_red_model(tmp_path / "model", SIZE)
     beside = write_splits(tmp_path / "splits", splits), write_masks(tmp_path / "masks", masks)
     folders = (dataset.artifact.path, *beside, model)
     metrics = evaluate(*folders, PARAMS, tmp_path / "evaluation")
@@ -121,7 +106,7 @@ def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, s
     assert metrics["model_digest"] == open_artifact(model, contracts.MODEL).digest
     assert metrics["pipeline_check"] is True
 
-    other = write_model(tmp_path / "other", classes=HAM10000_CLASSES[::-1])
+    other = write_red_model(tmp_path / "other", SIZE, HAM10000_CLASSES[::-1])
     with pytest.raises(InputError, match="classes differ"):
         evaluate(*folders[:3], other, PARAMS, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()

@@ -91,7 +91,10 @@ def test_a_subgroup_always_has_its_size_and_figures_only_from_twenty_lesions_on(
         assert groups["sex"]["male"][name]["estimate"] == pytest.approx(alone[name]["estimate"], abs=1e-12)
         assert groups["sex"]["male"][name]["low"] <= alone[name]["estimate"] <= groups["sex"]["male"][name]["high"]
     assert groups["sex"]["unknown"]["n_lesions"] < LEAST_LESIONS
-    assert groups["sex"]["unknown"]["accuracy"] is None
+    assert groups["sex"]["unknown"]["accuracy"] == {"estimate": None, "low": None, "high": None}
+    for name, members in (("melanoma", ["mel"]), ("malignant", ["akiec", "bcc", "mel"])):
+        assert groups["sex"]["male"][name]["n_images"] == men["label"].isin(members).sum()
+        assert groups["sex"]["male"][name]["n_lesions"] == men.loc[men["label"].isin(members), "lesion_id"].nunique()
 
 
 def test_a_table_without_clinical_columns_has_no_subgroups(table):

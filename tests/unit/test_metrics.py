@@ -218,7 +218,7 @@ def test_models_judged_on_different_images_are_not_compared():
     relabelled = a.assign(label=a["label"].where(a["image_id"] != "image000003", "vasc"))
     with pytest.raises(InputError, match="image000003 has another label"):
         metrics.paired_difference(a, relabelled, CLASSES, bootstrap=100, seed=0)
-    with pytest.raises(InputError, match=r"unknown metric 'kappa'; known: accuracy, .*mel\.sensitivity"):
+    with pytest.raises(InputError, match=r"unknown metric 'kappa'; known: balanced_accuracy, accuracy, .*mel\.sensitivity"):
         metrics.paired_difference(a, a, CLASSES, metric="kappa", bootstrap=100, seed=0)
 
 
