@@ -50,7 +50,8 @@ def fit_temperature(logits: Logits, labels: Integers) -> float:
 def losses(logits: Logits, labels: Integers) -> dict[str, Floats]:
     """What each image costs, float64 [n].
 
-    nll: -log p(label), in nats (Good, J R Stat Soc B 14, 107-114, 1952). brier: sum over classes of (p - y)^2, 0..2 (Brier,
+    nll: -log p(label), in nats (Good, J R Stat Soc B 14, 107-114, 1952; scikit-learn's `log_loss`, which stops at a p of
+    2e-16). brier: sum over classes of (p - y)^2, 0..2 (Brier,
     Mon Weather Rev 78, 1-3, 1950; scikit-learn's `brier_score_loss` with `scale_by_half=False`).
     """
     probabilities = softmax(logits)

@@ -253,9 +253,10 @@ def ranked(scores: Floats, labels: Integers, weights: Weights) -> dict[str, Floa
 
 
 def top_k(logits: Floats, labels: Integers, weights: Weights, k: int) -> Floats:
-    """Share of images whose class is among the k of highest score, [b]; of equal scores the earlier class comes first.
+    """Share of images whose class is among the k of highest score, [b].
 
-    Russakovsky et al., Int J Comput Vis 115, 211-252 (2015), section 4.1, as one minus their error.
+    One minus the top-k error of Russakovsky et al., Int J Comput Vis 115, 211-252 (2015), section 4.1. Of equal scores the
+    later class comes first, as in scikit-learn's `top_k_accuracy_score`.
 
     Parameters
     ----------
@@ -264,9 +265,9 @@ def top_k(logits: Floats, labels: Integers, weights: Weights, k: int) -> Floats:
     weights: how often each image counts, [b, n].
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    ahead = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
-    return ratio(weights @ (ahead < k).astype(np.float64), weights.sum(axis=1))
+    later = np.arange(logits.shape[1]) > labels[:, None]
+    ahead = (logits > own).sum(axis=1) + ((logits == own) & later).sum(axis=1)
+    return ratio(weights @ (ahead < k).astype(weights.dtype), weights.sum(axis=1))
 
 
 def areas_of(scores: Floats, positive: npt.NDArray[np.bool_], weights: Weights) -> tuple[Floats, Floats]:

@@ -7,7 +7,7 @@ from matplotlib.image import imread
 
 from components.evaluate.core import evaluate, judged_rows, write_evaluation
 from components.evaluate.figures import figures
-from components.evaluate.plots import sample_of_class
+from components.evaluate.plots import precision_recall_steps, sample_of_class
 from dermaflow import contracts
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
@@ -174,3 +174,14 @@ def test_the_sample_of_a_class_holds_mistakes_where_there_are_any(hits, mistakes
     assert (right[places].sum(), (~right[places]).sum()) == shown
     assert len(set(places)) == len(places)
     assert (places == sample_of_class(np.arange(hits + mistakes), right, seed=3)).all()
+
+
+def test_the_area_under_the_steps_that_are_drawn_is_the_average_precision():
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        positive, scores = np.append(random.random(29) < 0.3, True), random.integers(0, 8, 30) / 7
+        recall, precision = precision_recall_steps(positive, scores)
+        area = (-np.diff(recall) * precision[:-1]).sum()
+        assert area == pytest.approx(average_precision_score(positive, scores), abs=1e-12)
