@@ -20,6 +20,7 @@ err = Console(stderr=True, soft_wrap=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 NOT_A_RESULT = "pipeline check, not a result"
 NOT_AVAILABLE = "not available"
+_METRICS = {"top3": "top 3", "f1": "F1", **{name: name.upper() for name in ("ppv", "npv", "auroc", "auprc")}}
 
 
 def print_json(value: Any) -> None:
@@ -237,7 +238,7 @@ def evaluation(result: dict[str, Any]) -> None:
     """`dermaflow evaluate`: figures overall, per class, at the operating points, of calibration and per subgroup."""
     table = Table("metric", "estimate (95 % interval over lesions)")
     for name, value in result["metrics"].items():
-        table.add_row(name.replace("_", " "), _interval(value))
+        table.add_row(_METRICS.get(name, name.replace("_", " ")), _interval(value))
     out.print(table)
     classes = Table("class", "images", "lesions", "sensitivity", "specificity", "AUROC")
     for name, values in result["per_class"].items():
@@ -249,12 +250,13 @@ def evaluation(result: dict[str, Any]) -> None:
 
 
 def _probabilities(result: dict[str, Any]) -> None:
-    points = Table("question", "images", "lesions", "threshold", "sensitivity", "specificity", "PPV", "NPV", "AUROC")
-    for name, point in result["operating_points"].items():
-        told = NOT_AVAILABLE if point["threshold"] is None else _number(point["threshold"])
-        figures = (_interval(point[key]) for key in ("sensitivity", "specificity", "ppv", "npv", "auroc"))
-        points.add_row(name, *_sizes(point), told, *figures)
-    if result["operating_points"]:
+    questions = result["operating_points"].values()
+    points = Table("at the operating point", *result["operating_points"])
+    points.add_row("images of lesions", *(" of ".join(_sizes(point)) for point in questions))
+    points.add_row("threshold", *(_number(point["threshold"]) or NOT_AVAILABLE for point in questions))
+    for name in ("sensitivity", "specificity", "ppv", "npv", "auroc"):
+        points.add_row(_METRICS.get(name, name), *(_interval(point[name]) for point in questions))
+    if questions:
         out.print(points)
     temperature = NOT_AVAILABLE if result["temperature"] is None else _number(result["temperature"])
     calibration = Table("probabilities", "negative log-likelihood", "Brier score", "expected calibration error")
@@ -265,12 +267,14 @@ def _probabilities(result: dict[str, Any]) -> None:
 
 
 def _subgroups(result: dict[str, Any]) -> None:
+    from components.evaluate.figures import SUBGROUPS
+
     table = Table("subgroup", "images", "lesions", "balanced accuracy", "accuracy")
     for attribute, members in result["subgroups"].items():
         for name, values in members.items():
             few = values["n_lesions"] < result["least_lesions"]
             cells = ("too few", "") if few else (_interval(values[key]) for key in ("balanced_accuracy", "accuracy"))
-            table.add_row(escape(f"{attribute.replace('_', ' ')}: {name}"), *_sizes(values), *cells)
+            table.add_row(escape(f"{SUBGROUPS[attribute]}: {name.replace('_', ' ')}"), *_sizes(values), *cells)
     if result["subgroups"]:
         out.print(table)
 

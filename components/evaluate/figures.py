@@ -18,7 +18,13 @@ VALIDATION, TEST = "validation", "test"
 JUDGED = (VALIDATION, TEST)
 AGE_BANDS = ((0, 30), (30, 50), (50, 70), (70, 200))  # years, from and below
 SIZE_BANDS = {"under a tenth of the image": 0.1, "a tenth to a third": 1 / 3, "over a third": 1.01}  # upper ends
-SUBGROUPS = ("sex", "age", "localization", "dx_type", "lesion_size")  # columns of the predictions
+SUBGROUPS = {  # columns of the predictions, as a person would call them
+    "sex": "sex",
+    "age": "age in years",
+    "localization": "site",
+    "dx_type": "way of diagnosis",
+    "lesion_size": "lesion size (area of its mask)",
+}
 LEAST_LESIONS = 20  # of a subgroup that has an estimate
 OF_SUBGROUP = ("balanced_accuracy", "accuracy")
 OF_QUESTION = ("sensitivity", "specificity", "auroc")  # of a subgroup, for each question of dermaflow.operating
