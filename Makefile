@@ -37,7 +37,7 @@ compile: setup  ## the pipeline as KFP IR: dermaflow.yaml
 	$(BIN)/dermaflow compile --output dermaflow.yaml
 
 bench: setup-dev  ## every benchmark: ratios against named baselines measured in the same run
-	@for script in ingest incremental neighbours; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; done; exit $${failed:-0}
+	@for script in ingest incremental neighbours evaluate; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; done; exit $${failed:-0}
 
 prove: setup-dev  ## every "must hold" at full size; resumable; writes docs/proofs.json
 	$(BIN)/python tests/proofs/prove.py

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dermaflow.metrics import Floats, Integers, softmax
+from dermaflow.metrics import Floats, Integers, Weights, ratio, softmax
+
+Logits = npt.NDArray[np.floating[Any]]  # [n, c]
 
 BINS = 15  # of equal width, as in Guo et al.
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.6, 0.5)
@@ -19,7 +21,7 @@ PROPER = ("nll", "brier", "ece")
 _LIMITS = (0.05, 20.0)  # of the temperature
 
 
-def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> float:
+def fit_temperature(logits: Logits, labels: Integers) -> float:
     """The temperature under which labels are likeliest (Guo, Pleiss, Sun and Weinberger, ICML 2017, section 4.2).
 
     Parameters
@@ -45,10 +47,11 @@ def fit_temperature(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> 
     return float(np.exp(found.x))
 
 
-def losses(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> dict[str, Floats]:
+def losses(logits: Logits, labels: Integers) -> dict[str, Floats]:
     """What each image costs, float64 [n].
 
-    nll: -log p(label), in nats (Good, J R Stat Soc B 14, 107-114, 1952). brier: sum over classes of (p - y)^2, 0..2 (Brier,
+    nll: -log p(label), in nats (Good, J R Stat Soc B 14, 107-114, 1952; scikit-learn's `log_loss`, which stops at a p of
+    2e-16). brier: sum over classes of (p - y)^2, 0..2 (Brier,
     Mon Weather Rev 78, 1-3, 1950; scikit-learn's `brier_score_loss` with `scale_by_half=False`).
     """
     probabilities = softmax(logits)
@@ -60,32 +63,32 @@ def losses(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> dict[str,
     return {"nll": np.log(np.exp(shifted).sum(axis=1)) - own, "brier": ((probabilities - one_hot) ** 2).sum(axis=1)}
 
 
-def scores(logits: npt.NDArray[np.floating[Any]], labels: Integers, weights: Floats) -> dict[str, Floats]:
+def scores(logits: Logits, labels: Integers, weights: Weights) -> dict[str, Floats]:
     """Whether probabilities are calibrated: name of PROPER -> [b].
 
-    ece is the expected calibration error (Guo et al. 2017, equation 3): over BINS of the largest
-    probability, the mean distance of accuracy from confidence.
+    nll and brier are means of `losses`. ece is the expected calibration error (Naeini, Cooper and Hauskrecht, AAAI 2015; Guo
+    et al. 2017, equation 3): over BINS of the largest probability, the mean distance of accuracy from confidence.
 
     Parameters
     ----------
-    logits: [n, c]; labels: class indices, int64 [n]; weights: how often each image counts, float64 [b, n].
+    logits: [n, c]; labels: class indices, int64 [n]; weights: how often each image counts, [b, n].
     """
-    total = weights.sum(axis=1)
-    told = {name: _mean(weights @ loss, total) for name, loss in losses(logits, labels).items()}
-    probabilities = softmax(logits)
-    confidence, right = probabilities.max(axis=1, initial=0), probabilities.argmax(axis=1) == labels
+    confidence, right = _confidence(logits, labels)
     gaps = np.zeros((len(labels), BINS))
     gaps[np.arange(len(labels)), _bin(confidence)] = right - confidence
-    return {**told, "ece": _mean(np.abs(weights @ gaps).sum(axis=1), total)}
+    lost = losses(logits, labels)
+    sums = weights.astype(np.float64) @ np.column_stack([*lost.values(), gaps])
+    total = weights.sum(axis=1)
+    told = {name: ratio(sums[:, place], total) for place, name in enumerate(lost)}
+    return {**told, "ece": ratio(np.abs(sums[:, len(lost) :]).sum(axis=1), total)}
 
 
-def reliability(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> list[dict[str, float | int | None]]:
+def reliability(logits: Logits, labels: Integers) -> list[dict[str, float | int | None]]:
     """Bars of the reliability diagram (DeGroot and Fienberg, The Statistician 32, 12-22, 1983).
 
     For each of BINS its bounds, the number of images, and their accuracy and mean confidence, None where it is empty.
     """
-    probabilities = softmax(logits)
-    confidence, right = probabilities.max(axis=1, initial=0), probabilities.argmax(axis=1) == labels
+    confidence, right = _confidence(logits, labels)
     bins = _bin(confidence)
     rows: list[dict[str, float | int | None]] = []
     for number in range(BINS):
@@ -103,27 +106,26 @@ def reliability(logits: npt.NDArray[np.floating[Any]], labels: Integers) -> list
     return rows
 
 
-def selective_accuracy(logits: npt.NDArray[np.floating[Any]], labels: Integers, weights: Floats) -> dict[float, Floats]:
+def selective_accuracy(logits: Logits, labels: Integers, weights: Weights) -> dict[float, Floats]:
     """Accuracy over the most confident images, as if the others were left to a person: share of COVERAGES -> [b].
 
     Geifman and El-Yaniv, NeurIPS 2017. The confidence from which an image is judged is that of the data themselves, and
-    stays the same in every replicate.
+    stays the same in every replicate; of equally confident images the first are judged.
     """
-    probabilities = softmax(logits)
-    right = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    order = np.argsort(-probabilities.max(axis=1, initial=0), kind="stable")
-    told: dict[float, Floats] = {}
-    for share in COVERAGES:
-        judged = np.zeros(len(labels))
-        judged[order[: round(share * len(labels))]] = 1
-        told[share] = _mean(weights @ (judged * right), weights @ judged)
-    return told
+    confidence, right = _confidence(logits, labels)
+    order = np.argsort(-confidence, kind="stable")
+    judged = np.zeros((len(labels), len(COVERAGES)), weights.dtype)
+    for place, share in enumerate(COVERAGES):
+        judged[order[: round(share * len(labels))], place] = 1
+    hits, all_ = weights @ (judged * right[:, None]), weights @ judged
+    return {share: ratio(hits[:, place], all_[:, place]) for place, share in enumerate(COVERAGES)}
+
+
+def _confidence(logits: Logits, labels: Integers) -> tuple[Floats, npt.NDArray[np.bool_]]:
+    """The largest probability of each image, and whether its class is the label, [n]."""
+    return softmax(logits).max(axis=1, initial=0), logits.argmax(axis=1) == labels
 
 
 def _bin(confidence: Floats) -> Integers:
     """The bin of each confidence: (k / BINS, (k + 1) / BINS], and 0 in the first."""
-    return np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
-
-
-def _mean(sums: Floats, counts: Floats) -> Floats:
-    return np.asarray(np.divide(sums, counts, out=np.full(np.shape(counts), np.nan), where=counts > 0), np.float64)
+    return np.searchsorted(np.linspace(0, 1, BINS + 1)[1:-1], confidence)

@@ -6,9 +6,9 @@ Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS)
 Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), mixes.parquet (MIX_COLUMNS),
             plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest), trained_on.parquet
-            (TRAINED_ON_COLUMNS: the images of train and validation)
+            (TRAINED_ON_COLUMNS: the images of train and validation; see dermaflow.seen)
 History     history.parquet (one row an epoch), validation.parquet (the model's logits of the validation images), history.json
-Evaluation  predictions.parquet (image_id, lesion_id, split, label, logit_<class> ...), metrics.json, plots
+Evaluation  predictions.parquet (image_id, lesion_id, split, label, subgroups, logit_<class> ...), metrics.json, plots
 Comparison  comparison.json (challenger against champion), champion.parquet (the champion's logits)
 Selection   selection.json (candidate, by validation only)
 Explanation explanation.json (numbers), attributions.parquet, pictures
@@ -58,7 +58,7 @@ LOGIT_PREFIX = "logit_"
 METRICS_FILE = "metrics.json"
 TRAINED_ON = "trained_on.parquet"
 VALIDATION_FILE = "validation.parquet"
-TRAINED_ON_COLUMNS = ("image_id", "lesion_id", "source_digest", "pixel_digest", "split")
+TRAINED_ON_COLUMNS = ("image_id", "lesion_id", "source_digest", "pixel_digest", "lesion_digest", "split")
 
 
 def read_table(path: Path, kind: str, name: str) -> pd.DataFrame:

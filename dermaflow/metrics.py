@@ -26,15 +26,17 @@ from dermaflow.contracts import logit_columns
 from dermaflow.errors import InputError
 
 Floats = npt.NDArray[np.float64]
+Weights = npt.NDArray[np.floating[Any]]  # [b, n]: how often each image counts, whole numbers
 Interval = dict[str, float | None]  # estimate, low, high
 Integers = npt.NDArray[np.int64]
 Name = TypeVar("Name", bound=Hashable)
 
 LEVEL = 0.95
 PER_CLASS = ("sensitivity", "specificity", "precision", "npv", "f1", "auroc", "auprc")
-OVERALL = ("accuracy", "balanced_accuracy", "top3", *PER_CLASS)
+OVERALL = ("balanced_accuracy", "accuracy", "top3", *PER_CLASS)
 RANKED = ("auroc", "auprc")  # of PER_CLASS, those that look at scores, not at decisions
-_CHUNK_WEIGHTS = 1 << 20  # image weights in memory at a time: 8 MiB of float64, and about as much again twice
+UNDEFINED: Interval = {"estimate": None, "low": None, "high": None}
+_CHUNK_WEIGHTS = 1 << 20  # image weights in memory at a time: 4 MiB of float32, and about as much again thrice
 
 
 def evaluate_predictions(predictions: pd.DataFrame, classes: Sequence[str], *, bootstrap: int, seed: int) -> dict[str, Any]:
@@ -117,7 +119,7 @@ def paired_difference(
     _check_same_images(a, b)
     sides = [(judged, softmax(judged.logits)) for judged in (a, b)]
 
-    def difference(weights: Floats) -> dict[str, Floats]:
+    def difference(weights: Weights) -> dict[str, Floats]:
         one, other = (values(*side, weights, ranks=metric.endswith(RANKED))[metric] for side in sides)
         return {metric: one - other}
 
@@ -137,7 +139,7 @@ def mean_over_images(values: Floats, lesion_ids: pd.Series[str], *, bootstrap: i
     ``estimate``, ``low``, ``high``; all None where there is no value.
     """
     if not len(values):
-        return {"estimate": None, "low": None, "high": None}
+        return dict(UNDEFINED)
     lesions = pd.factorize(lesion_ids, sort=True)[0]
     sums, images = np.bincount(lesions, values), np.bincount(lesions).astype(np.float64)
     drawn = lesion_weights(np.arange(len(sums)), bootstrap, seed)
@@ -153,23 +155,26 @@ def softmax(logits: npt.NDArray[np.floating[Any]]) -> Floats:
     return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True), np.float64)
 
 
-def confusion_counts(predicted: Integers, labels: Integers, weights: Floats, classes: int) -> Floats:
+def confusion_counts(predicted: Integers, labels: Integers, weights: Weights, classes: int) -> Floats:
     """Weighted confusion matrices, float64 [b, c, c]: rows true class, columns predicted class.
 
     Parameters
     ----------
     predicted, labels: class indices, int64 [n].
-    weights: how often each image counts, float64 [b, n].
+    weights: how often each image counts, [b, n].
     classes: number of classes c.
     """
-    cells = np.zeros((len(labels), classes * classes))
+    cells = np.zeros((len(labels), classes * classes), weights.dtype)
     cells[np.arange(len(labels)), labels * classes + predicted] = 1
     return np.asarray((weights @ cells).reshape(len(weights), classes, classes), np.float64)
 
 
 def accuracy(counts: Floats) -> Floats:
-    """Share of images that are classified rightly, [b] of confusion counts [b, c, c]."""
-    return _ratio(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
+    """Share of images that are classified rightly, [b] of confusion counts [b, c, c].
+
+    (Tp + Tn) / all of Fawcett 2006, fig. 1; with several classes, the trace over the sum.
+    """
+    return ratio(np.trace(counts, axis1=1, axis2=2), counts.sum(axis=(1, 2)))
 
 
 def balanced_accuracy(counts: Floats) -> Floats:
@@ -187,7 +192,7 @@ def sensitivity(counts: Floats) -> Floats:
     Fawcett, Pattern Recognit Lett 27, 861-874 (2006), fig. 1. The study that Dermaflow implements prints
     Tp / (Tn + Fn), which is wrong: it can exceed 1, and falls with the number of images of other classes.
     """
-    return _ratio(_hits(counts), counts.sum(axis=2))
+    return ratio(_hits(counts), counts.sum(axis=2))
 
 
 def specificity(counts: Floats) -> Floats:
@@ -196,7 +201,7 @@ def specificity(counts: Floats) -> Floats:
     NaN, too, for a class that every image belongs to.
     """
     others = counts.sum(axis=(1, 2))[:, None] - counts.sum(axis=2)
-    return _where_present(counts, _ratio(others - _false_alarms(counts), others))
+    return _where_present(counts, ratio(others - _false_alarms(counts), others))
 
 
 def precision(counts: Floats) -> Floats:
@@ -205,7 +210,7 @@ def precision(counts: Floats) -> Floats:
     0 for a class that has images but is never predicted (scikit-learn's `zero_division=0`).
     """
     calls = counts.sum(axis=1)
-    return _where_present(counts, np.where(calls > 0, _ratio(_hits(counts), calls), 0.0))
+    return _where_present(counts, np.where(calls > 0, ratio(_hits(counts), calls), 0.0))
 
 
 def npv(counts: Floats) -> Floats:
@@ -216,7 +221,7 @@ def npv(counts: Floats) -> Floats:
     every = counts.sum(axis=(1, 2))[:, None]
     not_called = every - counts.sum(axis=1)
     missed = counts.sum(axis=2) - _hits(counts)
-    value = np.where(not_called > 0, _ratio(not_called - missed, not_called), 0.0)
+    value = np.where(not_called > 0, ratio(not_called - missed, not_called), 0.0)
     return _where_present(counts, np.where(every > counts.sum(axis=2), value, np.nan))
 
 
@@ -225,10 +230,10 @@ def f1(counts: Floats) -> Floats:
 
     The harmonic mean of precision and sensitivity: van Rijsbergen, Information Retrieval, 2nd ed., 1979, ch. 7.
     """
-    return _where_present(counts, _ratio(2 * _hits(counts), counts.sum(axis=1) + counts.sum(axis=2)))
+    return _where_present(counts, ratio(2 * _hits(counts), counts.sum(axis=1) + counts.sum(axis=2)))
 
 
-def ranked(scores: Floats, labels: Integers, weights: Floats) -> dict[str, Floats]:
+def ranked(scores: Floats, labels: Integers, weights: Weights) -> dict[str, Floats]:
     """Areas under the ROC and the precision-recall curve of each class against the rest: name -> [b, c].
 
     auroc is the weighted Mann-Whitney statistic: over all pairs of an image of the class and one of another, how often the
@@ -241,62 +246,71 @@ def ranked(scores: Floats, labels: Integers, weights: Floats) -> dict[str, Float
     ----------
     scores: float64 [n, c]; only their order within a class matters.
     labels: class indices, int64 [n].
-    weights: how often each image counts, float64 [b, n]: whole numbers.
+    weights: how often each image counts, [b, n].
     """
-    drawn = weights.astype(np.float32)
-    areas = [areas_of(scores[:, k], labels == k, drawn) for k in range(scores.shape[1])]
+    areas = [areas_of(scores[:, k], labels == k, weights) for k in range(scores.shape[1])]
     return {name: np.stack([area[place] for area in areas], axis=1) for place, name in enumerate(RANKED)}
 
 
-def top_k(logits: Floats, labels: Integers, weights: Floats, k: int) -> Floats:
-    """Share of images whose class is among the k of highest score, [b]; of equal scores the earlier class comes first.
+def top_k(logits: Floats, labels: Integers, weights: Weights, k: int) -> Floats:
+    """Share of images whose class is among the k of highest score, [b].
+
+    One minus the top-k error of Russakovsky et al., Int J Comput Vis 115, 211-252 (2015), section 4.1. Of equal scores the
+    later class comes first, as in scikit-learn's `top_k_accuracy_score`.
 
     Parameters
     ----------
     logits: float64 [n, c].
     labels: class indices, int64 [n].
-    weights: how often each image counts, float64 [b, n].
+    weights: how often each image counts, [b, n].
     """
     own = np.take_along_axis(logits, labels[:, None], axis=1)
-    earlier = np.arange(logits.shape[1]) < labels[:, None]
-    ahead = (logits > own).sum(axis=1) + ((logits == own) & earlier).sum(axis=1)
-    return _ratio(weights @ (ahead < k).astype(np.float64), weights.sum(axis=1))
+    later = np.arange(logits.shape[1]) > labels[:, None]
+    ahead = (logits > own).sum(axis=1) + ((logits == own) & later).sum(axis=1)
+    return ratio(weights @ (ahead < k).astype(weights.dtype), weights.sum(axis=1))
 
 
-def areas_of(scores: Floats, positive: npt.NDArray[np.bool_], weights: npt.NDArray[np.floating[Any]]) -> tuple[Floats, Floats]:
+def areas_of(scores: Floats, positive: npt.NDArray[np.bool_], weights: Weights) -> tuple[Floats, Floats]:
     """`ranked` for one question: auroc and auprc [b] of scores [n]; O(n log n) once, then O(n) a replicate."""
     order = np.argsort(-scores, kind="stable")
     falling, hits = -scores[order], positive[order]
     own = falling[hits]
-    drawn = np.asarray(weights, np.float32)[:, order]
-    own_drawn = drawn[:, hits]
+    drawn = weights.T[order].astype(np.float32)  # [n, b]: rows of replicates are moved and added as a whole
+    own_drawn = drawn[hits]
     above, own_above = _running(drawn), _running(own_drawn)  # weight of the first k images, and of the class's own
-    first, last = (above[:, np.searchsorted(falling, own, side=side)].astype(np.float64) for side in ("left", "right"))
-    own_first, own_last = (own_above[:, np.searchsorted(own, own, side=side)].astype(np.float64) for side in ("left", "right"))
-    total, positives = above[:, -1].astype(np.float64), own_above[:, -1].astype(np.float64)
+    first, last = (above[np.searchsorted(falling, own, side=side)].astype(np.float64) for side in ("left", "right"))
+    own_first, own_last = (own_above[np.searchsorted(own, own, side=side)].astype(np.float64) for side in ("left", "right"))
+    total, positives = above[-1].astype(np.float64), own_above[-1].astype(np.float64)
     negatives = np.where(positives < total, total - positives, 0.0)
-    lost = (own_drawn * (first - own_first + last - own_last)).sum(axis=1) / 2
+    lost = (own_drawn * (first - own_first + last - own_last)).sum(axis=0) / 2
     precisions = np.divide(own_last, last, out=np.zeros_like(last), where=last > 0)
-    auroc = _ratio(positives * negatives - lost, positives * negatives)
-    auprc = _ratio((own_drawn * precisions).sum(axis=1), np.where(negatives > 0, positives, 0.0))
+    auroc = ratio(positives * negatives - lost, positives * negatives)
+    auprc = ratio((own_drawn * precisions).sum(axis=0), np.where(negatives > 0, positives, 0.0))
     return auroc, auprc
 
 
 def _running(weights: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Sums of the first k columns, k = 0 .. n: [b, n + 1]; of whole numbers, and so exact up to 16 million."""
-    sums = np.zeros((len(weights), weights.shape[1] + 1), np.float32)
-    np.cumsum(weights, axis=1, out=sums[:, 1:])
+    """Sums of the first k rows, k = 0 .. n: [n + 1, b]; of whole numbers, and so exact up to 16 million."""
+    sums = np.zeros((len(weights) + 1, weights.shape[1]), np.float32)
+    for k, row in enumerate(weights):  # np.cumsum would go down the columns one by one, which takes twice as long
+        np.add(sums[k], row, out=sums[k + 1])
     return sums
 
 
 def macro(values: Floats) -> Floats:
     """Mean over classes, leaving out those where the metric is undefined: [b] of [b, c]; NaN where all are."""
     defined = ~np.isnan(values)
-    return _ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
+    return ratio(np.where(defined, values, 0.0).sum(axis=1), defined.sum(axis=1).astype(np.float64))
 
 
-def lesion_weights(lesions: Integers, replicates: int, seed: int) -> Iterator[Floats]:
-    """Image weights of bootstrap resamples of lesions, in chunks float64 [b, n] that together have `replicates` rows.
+def ratio(above: npt.NDArray[np.floating[Any]], below: npt.NDArray[np.floating[Any]]) -> Floats:
+    """`above / below` in float64, NaN where `below` is 0."""
+    one, other = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    return np.asarray(np.divide(one, other, out=np.full(other.shape, np.nan), where=other > 0), np.float64)
+
+
+def lesion_weights(lesions: Integers, replicates: int, seed: int) -> Iterator[npt.NDArray[np.float32]]:
+    """Image weights of bootstrap resamples of lesions, in chunks float32 [b, n] that together have `replicates` rows.
 
     Each replicate draws as many lesions as there are, with replacement (so the counts are multinomial); an image counts
     as often as its lesion was drawn.
@@ -314,7 +328,7 @@ def lesion_weights(lesions: Integers, replicates: int, seed: int) -> Iterator[Fl
         here = min(rows, replicates - start)
         drawn = random.integers(count, size=(here, count)) + np.arange(here)[:, None] * count
         drawn_counts = np.bincount(drawn.ravel(), minlength=here * count).reshape(here, count)
-        yield drawn_counts.astype(np.float64)[:, lesions]
+        yield drawn_counts.astype(np.float32).T[lesions].T  # an image's weights lie together, as `areas_of` wants them
 
 
 @dataclass(frozen=True)
@@ -394,17 +408,17 @@ def _check_same_images(a: Judged, b: Judged) -> None:
 
 
 def intervals(
-    compute: Callable[[Floats], dict[Name, Floats]], lesions: Integers, *, bootstrap: int, seed: int
+    compute: Callable[[Weights], dict[Name, Floats]], lesions: Integers, *, bootstrap: int, seed: int
 ) -> dict[Name, Interval]:
     """Estimate and 95 % interval of each of some figures, by bootstrap over lesions.
 
     Parameters
     ----------
-    compute: image weights float64 [b, n] -> figures [b] by name; NaN where one is undefined.
+    compute: image weights [b, n] -> figures float64 [b] by name; NaN where one is undefined.
     lesions: lesion of each image, numbered from 0, int64 [n].
     bootstrap, seed: number and seed of the resamples.
     """
-    estimates = compute(np.ones((1, len(lesions))))
+    estimates = compute(np.ones((1, len(lesions)), np.float32))
     if not len(lesions):
         return {name: _interval(estimate, estimate) for name, estimate in estimates.items()}
     chunks = [compute(chunk) for chunk in lesion_weights(lesions, bootstrap, seed)]
@@ -413,7 +427,7 @@ def intervals(
     }
 
 
-def values(judged: Judged, probabilities: Floats, weights: Floats, *, ranks: bool = True) -> dict[str, Floats]:
+def values(judged: Judged, probabilities: Floats, weights: Weights, *, ranks: bool = True) -> dict[str, Floats]:
     """Each metric by name, macro ones as "f1", those of a class as "mel.f1" -> [b]; areas only if `ranks`."""
     counts = confusion_counts(judged.predicted, judged.labels, weights, len(judged.classes))
     by_class = {
@@ -425,8 +439,8 @@ def values(judged: Judged, probabilities: Floats, weights: Floats, *, ranks: boo
         **(ranked(probabilities, judged.labels, weights) if ranks else {}),
     }
     told = {
-        "accuracy": accuracy(counts),
         "balanced_accuracy": balanced_accuracy(counts),
+        "accuracy": accuracy(counts),
         "top3": top_k(judged.logits, judged.labels, weights, 3),
     }
     for metric, of_classes in by_class.items():
@@ -439,7 +453,7 @@ def values(judged: Judged, probabilities: Floats, weights: Floats, *, ranks: boo
 def _interval(estimate: Floats, replicates: Floats) -> Interval:
     """Estimate and percentile interval over the replicates in which the metric is defined; None where it never is."""
     if np.isnan(estimate[0]):
-        return {"estimate": None, "low": None, "high": None}
+        return dict(UNDEFINED)
     defined = replicates[~np.isnan(replicates)]
     if not len(defined):
         return {"estimate": float(estimate[0]), "low": None, "high": None}
@@ -457,8 +471,3 @@ def _false_alarms(counts: Floats) -> Floats:
 
 def _where_present(counts: Floats, values: Floats) -> Floats:
     return np.where(counts.sum(axis=2) > 0, values, np.nan)
-
-
-def _ratio(above: Floats, below: Floats) -> Floats:
-    """`above / below`, NaN where `below` is 0."""
-    return np.asarray(np.divide(above, below, out=np.full(np.shape(below), np.nan), where=below > 0), np.float64)

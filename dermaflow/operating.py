@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermaflow.classes import MALIGNANT, MELANOMA
-from dermaflow.metrics import Floats, Integers, areas_of
+from dermaflow.metrics import Floats, Integers, Weights, areas_of, ratio
 
 QUESTIONS = {"melanoma": (MELANOMA,), "malignant": MALIGNANT}
 RATES = ("sensitivity", "specificity", "ppv", "npv")
@@ -63,42 +63,34 @@ def threshold_at(scores: Floats, holds: npt.NDArray[np.bool_], specificity: floa
     return float(np.nextafter(negatives[needed - 1], np.inf))
 
 
-def rates(scores: Floats, holds: npt.NDArray[np.bool_], weights: Floats, threshold: float) -> dict[str, Floats]:
+def rates(scores: Floats, holds: npt.NDArray[np.bool_], weights: Weights, threshold: float) -> dict[str, Floats]:
     """RATES at a threshold: name -> [b]; Altman and Bland, BMJ 308, 1552 (1994) and 309, 102 (1994).
 
     Parameters
     ----------
-    scores, holds: [n]; weights: how often each image counts, float64 [b, n].
+    scores, holds: [n]; weights: how often each image counts, [b, n].
     """
     says = scores >= threshold
-    cells = {
-        (answer, truth): weights @ ((says == answer) & (holds == truth)).astype(np.float64)
-        for answer in (True, False)
-        for truth in (True, False)
-    }
+    cells = np.column_stack([says & holds, says & ~holds, ~says & holds, ~says & ~holds])
+    tp, fp, fn, tn = (weights @ cells.astype(weights.dtype)).T
     return {
-        "sensitivity": _share(cells[True, True], cells[False, True]),
-        "specificity": _share(cells[False, False], cells[True, False]),
-        "ppv": _share(cells[True, True], cells[True, False]),
-        "npv": _share(cells[False, False], cells[False, True]),
+        "sensitivity": ratio(tp, tp + fn),
+        "specificity": ratio(tn, tn + fp),
+        "ppv": ratio(tp, tp + fp),
+        "npv": ratio(tn, tn + fn),
     }
 
 
 def figures(
-    question: Question, probabilities: Floats, labels: Integers, weights: Floats, threshold: float | None
+    question: Question, probabilities: Floats, labels: Integers, weights: Weights, threshold: float | None
 ) -> dict[str, Floats]:
-    """FIGURES of a question: name -> [b]; RATES are NaN where there is no threshold.
+    """FIGURES of a question: name -> [b]; RATES are NaN where there is no threshold. The areas: see `metrics.ranked`.
 
     Parameters
     ----------
-    probabilities: [n, c]; labels: class indices, int64 [n]; weights: how often each image counts, float64 [b, n].
+    probabilities: [n, c]; labels: class indices, int64 [n]; weights: how often each image counts, [b, n].
     """
     scores, holds = question.scores(probabilities), question.holds(labels)
     undefined = np.full(len(weights), np.nan)
     at = dict.fromkeys(RATES, undefined) if threshold is None else rates(scores, holds, weights, threshold)
     return {**at, **dict(zip(("auroc", "auprc"), areas_of(scores, holds, weights), strict=True))}
-
-
-def _share(one: Floats, other: Floats) -> Floats:
-    total = one + other
-    return np.asarray(np.divide(one, total, out=np.full(np.shape(total), np.nan), where=total > 0), np.float64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,7 @@ def connect(tracking_uri: str) -> MlflowClient:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file of a model otherwise
     if tracking_uri.startswith(SQLITE):
         _make_folder(Path(tracking_uri.removeprefix(SQLITE)).parent, tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)

@@ -215,20 +215,32 @@ def evaluate(
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A Model artifact's folder, or NAME@ALIAS or NAME/VERSION of the registry.")
     ],
-    data: Annotated[Path, typer.Argument(metavar="DATA", help="A source of labelled images, or a Dataset artifact.")],
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA", help="Labelled images (folder, .zip, s3://..., doi:..., see docs/data.md), or a Dataset artifact."
+        ),
+    ],
     leave_out_seen: Annotated[
-        bool, typer.Option("--leave-out-seen", help="Pass over images of the model's own training, instead of refusing DATA.")
+        bool, typer.Option("--leave-out-seen", help="Pass over lesions of the model's own training, instead of refusing DATA.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write predictions, all figures and pictures there, as an Evaluation.")
+    ] = None,
     profile: Profile = "default",
     overrides: Sets = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a saved or registered model on any labelled images that it was not made with, with 95 % intervals over lesions."""
+    """Judge a saved or registered model on any labelled images that it was not made with, with 95 % intervals over lesions.
+
+    Images are known by their bytes and pixels, whatever they are called. Temperature and thresholds are those that the
+    model's own validation images chose.
+    """
     from pipelines.judging import judge
 
     params = load_params(profile, overrides or ())
     with show.Bar("judging") as bar, told_to(bar.on_event):
-        result = judge(model, data, params, leave_out_seen=leave_out_seen)
+        result = judge(model, data, params, leave_out_seen=leave_out_seen, out=out)
     if as_json:
         show.print_json(result)
     else:

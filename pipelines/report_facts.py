@@ -11,6 +11,7 @@ import pandas as pd
 import yaml
 
 from components import GATES
+from components.evaluate.figures import SUBGROUPS
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
@@ -103,6 +104,7 @@ def gather(run: Run) -> Info:
         "outcome": _outcome(run, registration, decision),
         "banners": _banners(dataset, splits, architectures, decision),
         "titles": CLASS_TITLES,
+        "subgroup_titles": SUBGROUPS,
         "dataset": None if dataset is None else dataset.info,
         "rejects": _rejects(dataset),
         "clinical": None if dataset is None else _clinical(dataset.manifest),

@@ -19,6 +19,8 @@ out = Console(soft_wrap=True, highlight=False, width=_WIDE)
 err = Console(stderr=True, soft_wrap=True, highlight=False)
 _SECONDS_BETWEEN_LINES = 10.0  # of progress, where there is no terminal
 NOT_A_RESULT = "pipeline check, not a result"
+NOT_AVAILABLE = "not available"
+_METRICS = {"top3": "top 3", "f1": "F1", **{name: name.upper() for name in ("ppv", "npv", "auroc", "auprc")}}
 
 
 def print_json(value: Any) -> None:
@@ -233,25 +235,71 @@ def _drift(report: dict[str, Any]) -> None:
 
 
 def evaluation(result: dict[str, Any]) -> None:
-    """`dermaflow evaluate`: metrics overall and per class."""
+    """`dermaflow evaluate`: figures overall, per class, at the operating points, of calibration and per subgroup."""
     table = Table("metric", "estimate (95 % interval over lesions)")
     for name, value in result["metrics"].items():
-        table.add_row(name, _interval(value))
+        table.add_row(_METRICS.get(name, name.replace("_", " ")), _interval(value))
     out.print(table)
     classes = Table("class", "images", "lesions", "sensitivity", "specificity", "AUROC")
     for name, values in result["per_class"].items():
-        classes.add_row(
-            name,
-            str(values["n_images"]),
-            str(values["n_lesions"]),
-            *(_interval(values[key]) for key in ("sensitivity", "specificity", "auroc")),
-        )
+        classes.add_row(name, *_sizes(values), *(_interval(values[key]) for key in ("sensitivity", "specificity", "auroc")))
     out.print(classes)
+    _probabilities(result)
+    _subgroups(result)
+    _told_of_evaluation(result)
+
+
+def _probabilities(result: dict[str, Any]) -> None:
+    questions = result["operating_points"].values()
+    points = Table("at the operating point", *result["operating_points"])
+    points.add_row("images of lesions", *(" of ".join(_sizes(point)) for point in questions))
+    points.add_row("threshold", *(_number(point["threshold"]) or NOT_AVAILABLE for point in questions))
+    for name in ("sensitivity", "specificity", "ppv", "npv", "auroc"):
+        points.add_row(_METRICS.get(name, name), *(_interval(point[name]) for point in questions))
+    if questions:
+        out.print(points)
+    temperature = NOT_AVAILABLE if result["temperature"] is None else _number(result["temperature"])
+    calibration = Table("probabilities", "negative log-likelihood", "Brier score", "expected calibration error")
+    for stage, values in result["calibration"].items():
+        cells = [_interval(values[key]) for key in ("nll", "brier", "ece")] if values else [NOT_AVAILABLE] * 3
+        calibration.add_row(f"{stage} temperature" + (f" {temperature}" if values and stage == "after" else ""), *cells)
+    out.print(calibration)
+
+
+def _subgroups(result: dict[str, Any]) -> None:
+    from components.evaluate.figures import SUBGROUPS
+
+    table = Table("subgroup", "images", "lesions", "balanced accuracy", "accuracy")
+    for attribute, members in result["subgroups"].items():
+        for name, values in members.items():
+            few = values["n_lesions"] < result["least_lesions"]
+            cells = ("too few", "") if few else (_interval(values[key]) for key in ("balanced_accuracy", "accuracy"))
+            table.add_row(escape(f"{SUBGROUPS[attribute]}: {name.replace('_', ' ')}"), *_sizes(values), *cells)
+    if result["subgroups"]:
+        out.print(table)
+
+
+def _told_of_evaluation(result: dict[str, Any]) -> None:
     kind = "synthetic images" if result["synthetic"] else "images"
+    check = f"; {NOT_A_RESULT}" if result["pipeline_check"] else ""
     out.print(
-        f"{result['model']} ({result['architecture']}) on {result['data']}: "
-        f"{result['n_images']} {kind} of {result['n_lesions']} lesions"
+        f"{escape(result['model'])} ({result['architecture']}{check}) on {escape(result['data'])}: "
+        f"{result['n_images']:,} {kind} of {result['n_lesions']:,} lesions"
     )
+    if result["rejected"]:
+        out.print("Unusable: " + ", ".join(f"{reason} {count}" for reason, count in result["rejected"].items()))
+    if result["left_out"] is None:
+        out.print("[yellow]The model does not say what it was made with: some of these images may be among it.[/]")
+    elif result["left_out"]:
+        out.print(
+            f"Left out, since the model was made with them or with others of their lesions: {result['left_out']:,} images"
+        )
+    if result["evaluation"]:
+        out.print(f"Evaluation: {escape(result['evaluation'])}")
+
+
+def _sizes(values: dict[str, Any]) -> tuple[str, str]:
+    return f"{values['n_images']:,}", f"{values['n_lesions']:,}"
 
 
 def tuning(result: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from components.evaluate import plots
-from components.evaluate.figures import JUDGED, SUBGROUPS, TEST, figures
+from components.evaluate.figures import JUDGED, SUBGROUPS, TEST, Chosen, figures
 from dermaflow import contracts
 from dermaflow.artifacts import new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
@@ -26,7 +26,7 @@ def evaluate(dataset: Path, splits: Path, masks: Path, model: Path, params: Eval
     Parameters
     ----------
     dataset, splits, masks, model: finished artifacts of the same run.
-    params: number and seed of the bootstrap resamples.
+    params: number and seed of the bootstrap resamples, specificity of the thresholds.
     target: where the Evaluation artifact is to be.
 
     Returns
@@ -73,7 +73,12 @@ def judged_rows(dataset: Dataset, splits: pd.DataFrame, masks: pd.DataFrame) -> 
 
 
 def write_evaluation(
-    predictions: pd.DataFrame, model_info: Mapping[str, Any], dataset: Dataset, params: EvaluateParams, target: Path
+    predictions: pd.DataFrame,
+    model_info: Mapping[str, Any],
+    dataset: Dataset,
+    params: EvaluateParams,
+    target: Path,
+    chosen: Chosen | None = None,
 ) -> dict[str, Any]:
     """Judge predictions and write them, the metrics and the pictures as an Evaluation artifact.
 
@@ -82,8 +87,9 @@ def write_evaluation(
     predictions: image_id, lesion_id, split (validation or test), label, SUBGROUPS, and `logit_<class>` for each class.
     model_info: `model.json`, and `model_digest`, the digest of the Model artifact.
     dataset: where the images come from.
-    params: number and seed of the bootstrap resamples.
+    params: number and seed of the bootstrap resamples, specificity of the thresholds.
     target: where the Evaluation artifact is to be.
+    chosen: as `figures` takes it: of a model on other data than its own, what its validation images chose.
 
     Returns
     -------
@@ -97,7 +103,7 @@ def write_evaluation(
     others = sorted(set(predictions["split"]) - set(JUDGED))
     if others:
         raise InputError(f"predictions hold images of split {others[0]!r}; only {' and '.join(JUDGED)} may be judged")
-    metrics = {**_head(model_info, dataset, params), **figures(predictions, dataset.classes, params)}
+    metrics = {**_head(model_info, dataset, params), **figures(predictions, dataset.classes, params, chosen)}
     with new_artifact(target, contracts.EVALUATION) as folder:
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         write_json(folder / contracts.METRICS_FILE, metrics)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,66 +11,105 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermaflow import calibration, operating
-from dermaflow.metrics import Floats, Interval, Judged, arranged, intervals, judged_of, softmax, values
+from dermaflow.metrics import UNDEFINED, Floats, Interval, Judged, Weights, arranged, intervals, judged_of, softmax, values
 from dermaflow.params import EvaluateParams
 
 VALIDATION, TEST = "validation", "test"
 JUDGED = (VALIDATION, TEST)
 AGE_BANDS = ((0, 30), (30, 50), (50, 70), (70, 200))  # years, from and below
 SIZE_BANDS = {"under a tenth of the image": 0.1, "a tenth to a third": 1 / 3, "over a third": 1.01}  # upper ends
-SUBGROUPS = ("sex", "age", "localization", "dx_type", "lesion_size")  # columns of the predictions
+SUBGROUPS = {  # columns of the predictions, as a person would call them
+    "sex": "sex",
+    "age": "age in years",
+    "localization": "site",
+    "dx_type": "way of diagnosis",
+    "lesion_size": "lesion size (area of its mask)",
+}
 LEAST_LESIONS = 20  # of a subgroup that has an estimate
-OF_SUBGROUP = ("accuracy", "balanced_accuracy")
+OF_SUBGROUP = ("balanced_accuracy", "accuracy")
 OF_QUESTION = ("sensitivity", "specificity", "auroc")  # of a subgroup, for each question of dermaflow.operating
 UNKNOWN = "unknown"
 Rows = npt.NDArray[np.bool_]
 
 
-def figures(predictions: pd.DataFrame, classes: Sequence[str], params: EvaluateParams) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Chosen:
+    """What a model's validation images chose, for these and any other images.
+
+    Attributes
+    ----------
+    temperature: None where it is not known.
+    thresholds: by the name of a question of dermaflow.operating; None, or nothing, where there is none.
+    """
+
+    temperature: float | None = None
+    thresholds: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def choose(
+    validation: pd.DataFrame, classes: Sequence[str], params: EvaluateParams, temperature: float | None = None
+) -> Chosen:
+    """The temperature, if none is given, and the thresholds of `params.specificity`; of validation images and no others."""
+    judged = judged_of(validation, classes)
+    if not judged.size:
+        return Chosen(temperature)
+    temperature = temperature or calibration.fit_temperature(judged.logits, judged.labels)
+    probabilities = softmax(judged.logits / temperature)
+    thresholds = {
+        question.name: operating.threshold_at(question.scores(probabilities), question.holds(judged.labels), params.specificity)
+        for question in operating.questions(classes)
+    }
+    return Chosen(temperature, thresholds)
+
+
+def figures(
+    predictions: pd.DataFrame, classes: Sequence[str], params: EvaluateParams, chosen: Chosen | None = None
+) -> dict[str, Any]:
     """Figures of the validation and of the test images, and what validation chose for both.
 
     Parameters
     ----------
     predictions: one row an image: image_id, lesion_id, split (validation or test), label, `logit_<class>` for each class,
         and those of SUBGROUPS that are known.
+    chosen: what the model's validation images chose, where predictions hold test images alone (of other data).
 
     Returns
     -------
-    ``temperature`` and ``thresholds`` (of each question of dermaflow.operating), fitted on validation; for each of JUDGED
-    what `dermaflow.metrics.evaluate_predictions` tells, and ``calibration``, ``abstention``, ``operating_points``,
-    ``subgroups``. Every interval is 95 %, by bootstrap over lesions.
+    ``temperature`` and ``thresholds`` (of each question of dermaflow.operating), fitted on validation, and ``least_lesions``
+    of a subgroup that has figures; for each of JUDGED (for test alone where `chosen` is given) what
+    `dermaflow.metrics.evaluate_predictions` tells, and ``calibration``, ``abstention``, ``operating_points``, ``subgroups``.
+    Every interval is 95 %, by bootstrap over lesions. Without a temperature there is no calibration ``after`` it, and
+    abstention and the questions' areas go by the plain probabilities; without a threshold, a question has no rates.
 
     Raises
     ------
     InputError
         as `dermaflow.metrics.evaluate_predictions`.
     """
-    sides = {split: predictions[predictions["split"] == split] for split in JUDGED}
-    judged = {split: judged_of(rows, classes) for split, rows in sides.items()}
-    temperature = calibration.fit_temperature(judged[VALIDATION].logits, judged[VALIDATION].labels)
-    probabilities = softmax(judged[VALIDATION].logits / temperature)
-    thresholds = {
-        question.name: operating.threshold_at(
-            question.scores(probabilities), question.holds(judged[VALIDATION].labels), params.specificity
-        )
-        for question in operating.questions(classes)
-    }
+    sides = {split: predictions[predictions["split"] == split] for split in (JUDGED if chosen is None else (TEST,))}
+    chosen = chosen or choose(sides[VALIDATION], classes, params)
+    thresholds = {question.name: chosen.thresholds.get(question.name) for question in operating.questions(classes)}
     return {
-        "temperature": temperature,
+        "temperature": chosen.temperature,
         "thresholds": {"specificity_on_validation": params.specificity, **thresholds},
-        **{split: _part(judged[split], _groups(rows), temperature, thresholds, params) for split, rows in sides.items()},
+        "least_lesions": LEAST_LESIONS,
+        **{
+            split: _part(judged_of(rows, classes), _groups(rows), chosen.temperature, thresholds, params)
+            for split, rows in sides.items()
+        },
     }
 
 
 def _part(
     judged: Judged,
     groups: Mapping[str, Mapping[str, Rows]],
-    temperature: float,
+    temperature: float | None,
     thresholds: Mapping[str, float | None],
     params: EvaluateParams,
 ) -> dict[str, Any]:
-    stages = {"before": judged.logits, "after": judged.logits / temperature}
-    plain, probabilities = softmax(stages["before"]), softmax(stages["after"])
+    stages = {"before": judged.logits} | ({} if temperature is None else {"after": judged.logits / temperature})
+    best = stages.get("after", judged.logits)
+    plain, probabilities = softmax(judged.logits), softmax(best)
     questions = operating.questions(judged.classes)
     large = {
         (attribute, name): rows
@@ -78,16 +118,16 @@ def _part(
         if len(np.unique(judged.lesions[rows])) >= LEAST_LESIONS
     }
 
-    def compute(weights: Floats) -> dict[Any, Floats]:
+    def compute(weights: Weights) -> dict[Any, Floats]:
         told: dict[Any, Floats] = dict(values(judged, plain, weights))
         for stage, logits in stages.items():
             told |= _under(stage, calibration.scores(logits, judged.labels, weights))
-        told |= _under("coverage", calibration.selective_accuracy(stages["after"], judged.labels, weights))
+        told |= _under("coverage", calibration.selective_accuracy(best, judged.labels, weights))
         for question in questions:
             threshold = thresholds[question.name]
             told |= _under(question.name, operating.figures(question, probabilities, judged.labels, weights, threshold))
         for key, rows in large.items():
-            own, drawn = judged.of(rows), weights[:, rows]
+            own, drawn = judged.of(rows), weights.T[rows].T
             of_all = values(own, plain[rows], drawn, ranks=False)
             told |= _under(key, {name: of_all[name] for name in OF_SUBGROUP})
             for question in questions:
@@ -101,9 +141,11 @@ def _part(
         "calibration": {
             stage: {
                 **{name: told[stage, name] for name in calibration.PROPER},
-                "reliability": calibration.reliability(logits, judged.labels),
+                "reliability": calibration.reliability(stages[stage], judged.labels),
             }
-            for stage, logits in stages.items()
+            if stage in stages
+            else None
+            for stage in ("before", "after")
         },
         "abstention": [{"coverage": share, "accuracy": told["coverage", share]} for share in calibration.COVERAGES],
         "operating_points": {
@@ -130,12 +172,15 @@ def _point(question: operating.Question, judged: Judged, told: Mapping[Any, Inte
 
 
 def _subgroup(judged: Judged, rows: Rows, told: Mapping[Any, Interval], key: tuple[str, str]) -> dict[str, Any]:
-    """A subgroup's size always; its figures from LEAST_LESIONS lesions on, None below."""
+    """A subgroup's size, and its share of those of whom a question holds, always; figures from LEAST_LESIONS lesions on."""
     return {
         **_sizes(judged, rows),
-        **{name: told.get((key, name)) for name in OF_SUBGROUP},
+        **{name: told.get((key, name), UNDEFINED) for name in OF_SUBGROUP},
         **{
-            question.name: {name: told.get(((*key, question.name), name)) for name in OF_QUESTION}
+            question.name: {
+                **_sizes(judged, rows & question.holds(judged.labels)),
+                **{name: told.get(((*key, question.name), name), UNDEFINED) for name in OF_QUESTION},
+            }
             for question in operating.questions(judged.classes)
         },
     }

@@ -31,9 +31,10 @@ Places = npt.NDArray[np.int64]
 
 
 def draw_confusion(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw the confusion matrices of validation and test, side by side: colour and per cent by row, and counts."""
-    figure = _figure(13.6, 7.4, metrics, "which class is taken for which")
-    for axes, split in zip(figure.subplots(1, 2), ("validation", "test"), strict=True):
+    """Draw the confusion matrices of validation, if it is there, and test: colour and per cent by row, and counts."""
+    splits = [split for split in ("validation", "test") if split in metrics]
+    figure = _figure(6.8 * len(splits), 7.4, metrics, "which class is taken for which")
+    for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
         _draw_matrix(axes, metrics[split]["confusion"])
         judged = metrics[split]
         size = f"{split}: {judged['n_images']} images of {judged['n_lesions']} lesions"
@@ -55,30 +56,42 @@ def draw_roc(predictions: pd.DataFrame, metrics: Mapping[str, Any], path: Path) 
 
 def draw_precision_recall(predictions: pd.DataFrame, metrics: Mapping[str, Any], path: Path) -> None:
     """Draw the precision-recall curve of each class against the rest, on test predictions, with the average precision."""
-    from sklearn.metrics import precision_recall_curve
-
-    figure, axes = _curves(
-        predictions, metrics, "auprc", lambda positive, scores: precision_recall_curve(positive, scores)[1::-1]
-    )
+    figure, axes = _curves(predictions, metrics, "auprc", precision_recall_steps, drawstyle="steps-post")
     axes.set_xlabel("sensitivity (recall)")
     axes.set_ylabel("precision")
-    axes.legend(loc="lower left", title="average precision [95 % interval]", fontsize=9, title_fontsize=9, framealpha=0.95)
+    look: dict[str, Any] = {"ncols": 2, "fontsize": 9, "title_fontsize": 9}
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.1), title="average precision [95 % interval]", **look)
     _save(figure, path)
 
 
+def precision_recall_steps(positive: npt.NDArray[np.bool_], scores: npt.NDArray[np.floating[Any]]) -> tuple[Any, Any]:
+    """Recall, falling to 0, and precision of the steps whose area is the average precision: of equal recall the highest."""
+    from sklearn.metrics import precision_recall_curve
+
+    precision, recall, _ = precision_recall_curve(positive, scores)
+    found, places = np.unique(recall[::-1], return_index=True)
+    highest = precision[::-1][places]
+    highest[0] = highest[1]  # where nothing is found yet
+    return found[::-1], highest[::-1]
+
+
 def draw_calibration(metrics: Mapping[str, Any], path: Path) -> None:
-    """Draw reliability before and after temperature, and accuracy against coverage, on test predictions."""
-    figure = _figure(15.5, 5.4, metrics, f"are its probabilities right? test images, temperature {metrics['temperature']:.2f}")
-    left, middle, right = figure.subplots(1, 3)
-    for axes, stage in ((left, "before"), (middle, "after")):
-        _draw_reliability(axes, metrics["test"]["calibration"][stage], stage)
+    """Draw reliability before and, where it is known, after temperature, and accuracy against coverage, of test images."""
+    temperature = metrics["temperature"]
+    known = "not available" if temperature is None else f"{temperature:.2f}"
+    stages = {stage: told for stage, told in metrics["test"]["calibration"].items() if told is not None}
+    subject = f"are its probabilities right? test images, temperature {known}"
+    figure = _figure(4.4 * (len(stages) + 1), 5.0, metrics, subject)
+    *panels, right = figure.subplots(1, len(stages) + 1)
+    for axes, (stage, told) in zip(panels, stages.items(), strict=True):
+        _draw_reliability(axes, told, stage)
     rows = [row for row in metrics["test"]["abstention"] if row["accuracy"]["estimate"] is not None]
     shares = [row["coverage"] for row in rows]
     low, middle_line, high = ([row["accuracy"][end] for row in rows] for end in ("low", "estimate", "high"))
     right.fill_between(shares, low, high, color=RIGHT, alpha=0.18, linewidth=0)
     right.plot(shares, middle_line, color=RIGHT, marker="o", markersize=4)
     right.set(xlabel="share of images judged, the most confident first", ylabel="accuracy among them")
-    right.set_title("accuracy when the rest is left to a person", fontsize=11)
+    right.set_title("accuracy when the rest\nis left to a person", fontsize=11)
     right.invert_xaxis()
     right.grid(color="#E6E6E6", linewidth=0.6)
     _save(figure, path)
@@ -93,13 +106,17 @@ def _draw_reliability(axes: Axes, calibration: Mapping[str, Any], stage: str) ->
     )  # fmt: skip
     axes.plot([bar["confidence"] for bar in bars], [bar["accuracy"] for bar in bars], "o", color=WRONG, markersize=4)
     for bar in bars:
-        axes.text((bar["low"] + bar["high"]) / 2, 0.01, bar["n_images"], ha="center", va="bottom", fontsize=7, color=MUTED)
+        axes.text((bar["low"] + bar["high"]) / 2, 0.01, bar["n_images"], ha="center", va="bottom", fontsize=8, color=MUTED)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xlabel="confidence (largest probability)", ylabel="accuracy")
-    axes.set_title(f"{stage} temperature\nexpected calibration error {_told(calibration['ece'])}", fontsize=11)
+    axes.set_title(f"{stage} temperature\ncalibration error {_told(calibration['ece'])}", fontsize=11)
 
 
 def _curves(
-    predictions: pd.DataFrame, metrics: Mapping[str, Any], area: str, curve: Callable[[Any, Any], Any]
+    predictions: pd.DataFrame,
+    metrics: Mapping[str, Any],
+    area: str,
+    curve: Callable[[Any, Any], Any],
+    drawstyle: str = "default",
 ) -> tuple[Figure, Axes]:
     """A curve for each class against the rest; `curve` gives x and y of (bool [n], probabilities [n])."""
     classes = metrics["classes"]
@@ -113,7 +130,7 @@ def _curves(
         if judged[area]["estimate"] is None:
             axes.plot([], [], **look)
             continue
-        axes.plot(*curve(predictions["label"] == name, probabilities[:, position]), linewidth=1.8, **look)
+        axes.plot(*curve(predictions["label"] == name, probabilities[:, position]), linewidth=1.8, drawstyle=drawstyle, **look)
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.grid(color="#E6E6E6", linewidth=0.6)
     return figure, axes

@@ -19,6 +19,7 @@ from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks
 from dermaflow.params import AugmentParams, MixupParams, TrainParams
+from dermaflow.seen import developed_on
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,6 @@ def gather(dataset: Path, splits: Path, plan: Path, masks: Path, params: TrainPa
         masks=masks,
         train_rows=opened.rows_of(rows.loc[rows["view"] == 0, "image_id"]),
         validation_rows=opened.rows_of(table.loc[table["split"] == "validation", "image_id"]),
-        developed=table.loc[table["split"].isin(contracts.DEVELOPED_ON), list(contracts.TRAINED_ON_COLUMNS)],
+        developed=developed_on(opened, table),
         params=params,
     )

@@ -46,3 +46,11 @@ def test_segmentation_is_compared_with_the_plain_recipe(phantoms: Path):
 def test_the_step_with_augmentation_is_compared_with_the_step_without():
     told = measured("augment", "--images", "96", "--size", "64", "--rounds", "1")
     assert set(told["milliseconds_a_step"]) == set(told["peak_anonymous_mib"]) == {"plain", "augmented"}
+
+
+def test_an_evaluations_figures_are_those_of_a_plain_loop_over_the_resamples():
+    told = measured("evaluate", "--images", "120", "--resamples", "100", "--plain", "3", "--rounds", "1")
+    assert told["figures"]["largest difference"] <= 1e-9
+    assert told["figures_with_intervals"] > 80
+    assert told["plain"]["resamples_measured"] == 3
+    assert set(told["peak_anonymous_mib"]) == {"test alone", "both sides", "plain"}

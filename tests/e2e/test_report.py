@@ -114,7 +114,7 @@ def test_the_page_is_whole_and_can_be_read_with_any_reader(run: Path):
     assert set(named + links) <= set(ids)
     assert {text.lower() for text in SECTIONS} <= set(links)
     assert all(attributes.get("alt") for attributes in page.all("img"))
-    assert all(attributes.get("scope") in ("row", "col", "colgroup") for attributes in page.all("th"))
+    assert all(attributes.get("scope") in ("row", "col", "colgroup", "rowgroup") for attributes in page.all("th"))
     assert "did not finish" not in page.text
     assert "undefined" not in page.text.lower()
 
@@ -148,6 +148,21 @@ def test_every_figure_is_the_one_in_its_artifact(run: Path):
     judged = [*metrics["test"]["per_class"].values(), metrics["test"]["overall"]]
     names = ("sensitivity", "specificity", "precision", "f1", "auroc")
     assert page.tables["per-class"][1:] == [[v for name in names for v in values(row[name])] for row in judged]
+
+    test = metrics["test"]
+    questions = ("sensitivity", "specificity", "ppv", "npv", "auroc")
+    points = [[p["threshold"], *(v for name in questions for v in values(p[name]))] for p in test["operating_points"].values()]
+    assert page.tables["operating-points"][1:] == points
+    stages = [[v for name in ("nll", "brier", "ece") for v in values(told[name])] for told in test["calibration"].values()]
+    assert page.tables["calibration"][1:] == stages
+    assert page.tables["abstention"][1:] == [[v for row in test["abstention"] for v in values(row["accuracy"])]]
+    groups = [group for members in test["subgroups"].values() for group in members.values()]
+    asked = [
+        [g["balanced_accuracy"], g["accuracy"], g["melanoma"]["sensitivity"], g["malignant"]["sensitivity"]] for g in groups
+    ]
+    rows = [[v for interval in row for v in values(interval)] for row in asked]
+    assert [row for row in page.tables["subgroups"] if row] == [row for row in rows if row]
+    assert page.text.count("too few lesions") == sum(group["n_lesions"] < metrics["least_lesions"] for group in groups) > 0
 
     for name, row in zip(("cnn", "resnet50", "xception"), page.tables["architectures"][2:], strict=True):
         metrics = json.loads((run / f"evaluate-{name}/evaluation/metrics.json").read_text())

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.s3_server import S3Server
 from tests.workspace import TINY, Workspace, sets
 
 Finished = tuple[Workspace, dict[str, Any]]
@@ -89,16 +90,48 @@ def test_a_second_run_trains_nothing_and_registers_nothing_new(finished: Finishe
     assert time.monotonic() - started < 120  # the bound of 60 s is proved at full size by `make prove`
 
 
-def test_a_registered_model_judges_new_images(finished: Finished, tmp_path: Path):
+def test_a_registered_and_a_saved_model_judge_new_images_wherever_they_lie(
+    finished: Finished, finished_run: Path, s3: S3Server, tmp_path: Path
+):
     workspace, _ = finished
     assert workspace.run("data", "phantom", str(tmp_path / "new"), "--images", "28", "--seed", "99").returncode == 0
     judged = workspace.json(
         "evaluate", "dermaflow-candidate@challenger", str(tmp_path / "new"), *sets("evaluate.bootstrap=200")
     )
-    assert judged["n_images"] == 28
+    assert (judged["n_images"], judged["left_out"]) == (28, 0)
     assert set(judged["metrics"]["balanced_accuracy"]) == {"estimate", "low", "high"}
-    saved = workspace.json("evaluate", "runs/latest/select/candidate", str(tmp_path / "new"), *sets("evaluate.bootstrap=200"))
-    assert saved["metrics"] == judged["metrics"]
+    own = json.loads((finished_run / "select/evaluation/metrics.json").read_text())
+    assert judged["thresholds"] == pytest.approx(own["thresholds"], rel=1e-3)
+
+    s3.make_bucket("elsewhere")
+    s3.upload(tmp_path / "new", "elsewhere", "new")
+    saved = workspace.run(
+        "evaluate", "runs/latest/select/candidate", "s3://elsewhere/new", "--json", *sets("evaluate.bootstrap=200"),
+        **s3.environment,
+    )  # fmt: skip
+    assert saved.returncode == 0, saved.stderr
+    assert json.loads(saved.stdout)["metrics"] == judged["metrics"]
+
+
+def test_a_model_does_not_judge_what_it_was_made_with_unless_that_is_left_out(finished: Finished, finished_run: Path):
+    workspace, _ = finished
+    splits = pd.read_parquet(finished_run / "split/splits/splits.parquet")
+    seen, test = int(splits["split"].isin(["train", "validation"]).sum()), int((splits["split"] == "test").sum())
+    refused = workspace.run("evaluate", "dermaflow-candidate@challenger", "data/phantom")
+    assert refused.returncode == 2
+    assert f"{seen} of 84 images" in refused.stderr
+    assert "--leave-out-seen" in refused.stderr
+    assert refused.stdout == ""
+    rest = workspace.run("evaluate", "runs/latest/train-cnn/model", "data/phantom", "--leave-out-seen", "--out", "external",
+                         *sets("evaluate.bootstrap=200"))  # fmt: skip
+    assert rest.returncode == 0, rest.stderr
+    for text in ("balanced accuracy", "melanoma", "expected calibration error", "subgroup", f"{test} synthetic images",
+                 f"others of their lesions: {84 - test} images", "Evaluation: external"):  # fmt: skip
+        assert text in rest.stdout, text
+    own, again = (pd.read_parquet(folder / "predictions.parquet").set_index("image_id")
+                  for folder in (finished_run / "evaluate-cnn/evaluation", workspace.path / "external"))  # fmt: skip
+    columns = [name for name in again.columns if name.startswith("logit_")]
+    np.testing.assert_allclose(own.loc[again.index, columns], again[columns], atol=1e-4)
 
 
 def test_without_json_the_run_ends_with_a_table_and_paths(finished: Finished):

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from dermaflow import calibration, operating
 from dermaflow.classes import HAM10000_CLASSES
@@ -21,7 +22,15 @@ def drawn(images=400, seed=0, *, heat=1.0, classes=7):
     return logits * heat, labels
 
 
-samples = st.integers(0, 10_000).map(lambda seed: drawn(40, seed, heat=1.5))
+def rough(images, seed):
+    """As `drawn`, on a coarse grid, so that scores tie; few images, so that classes are missing or have one."""
+    logits, labels = drawn(images, seed)
+    return np.round(logits), labels
+
+
+samples = st.integers(0, 10_000).map(lambda seed: drawn(40, seed, heat=1.5)) | st.builds(
+    rough, st.integers(1, 12), st.integers(0, 10_000)
+)
 
 
 # --- calibration ---
@@ -38,6 +47,24 @@ def test_proper_scores_are_those_of_scikit_learn(sample):
     assert told["brier"] == pytest.approx(expected, abs=1e-9)
 
 
+@given(samples)
+@settings(max_examples=40, deadline=None)
+def test_reliability_is_scikit_learns_calibration_curve_and_coverage_its_accuracy_on_the_surest(sample):
+    logits, labels = sample
+    confidence, right = softmax(logits).max(axis=1), logits.argmax(axis=1) == labels
+    bars = [bar for bar in calibration.reliability(logits, labels) if bar["n_images"]]
+    accuracy, mean_confidence = calibration_curve(right, confidence, n_bins=calibration.BINS)
+    assert [bar["accuracy"] for bar in bars] == pytest.approx(list(accuracy), abs=1e-9)
+    assert [bar["confidence"] for bar in bars] == pytest.approx(list(mean_confidence), abs=1e-9)
+    told = calibration.selective_accuracy(logits, labels, np.ones((1, len(labels))))
+    for share, value in told.items():
+        surest = np.argsort(-confidence, kind="stable")[: round(share * len(labels))]
+        if len(surest):
+            assert value[0] == pytest.approx(sk.accuracy_score(labels[surest], logits[surest].argmax(axis=1)), abs=1e-9)
+        else:
+            assert np.isnan(value[0])
+
+
 @given(samples, st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_a_replicate_is_the_score_of_the_images_drawn_as_often(sample, seed):
@@ -47,7 +74,7 @@ def test_a_replicate_is_the_score_of_the_images_drawn_as_often(sample, seed):
         repeated = np.repeat(logits, times, axis=0), np.repeat(labels, times)
         alone = calibration.scores(*repeated, np.ones((1, len(repeated[1]))))
         for name, value in calibration.scores(logits, labels, weights).items():
-            assert value[row] == pytest.approx(alone[name][0], abs=1e-9)
+            assert value[row] == pytest.approx(alone[name][0], abs=1e-9, nan_ok=True)
 
 
 @pytest.mark.parametrize("heat", [0.3, 1.0, 4.0])

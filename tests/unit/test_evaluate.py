@@ -7,13 +7,14 @@ from matplotlib.image import imread
 
 from components.evaluate.core import evaluate, judged_rows, write_evaluation
 from components.evaluate.figures import figures
-from components.evaluate.plots import sample_of_class
+from components.evaluate.plots import precision_recall_steps, sample_of_class
 from dermaflow import contracts
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import EvaluateParams
+from tests.models import write_red_model
 
 PARAMS = EvaluateParams(bootstrap=100, specificity=0.9, seed=1)
 IMAGES, SIZE = 140, 32
@@ -77,22 +78,6 @@ def evaluation(dataset, predictions, tmp_path_factory):
     return folder
 
 
-def write_model(folder, classes=HAM10000_CLASSES, mode="none"):
-    """A Keras model that reads the class off the red channel: logit k is highest where red is 30 k."""
-    import keras
-
-    red = keras.Input((SIZE, SIZE, 3))
-    dense = keras.layers.Dense(7)
-    model = keras.Model(red, dense(keras.layers.GlobalAveragePooling2D()(red)))
-    centres = 30.0 * np.arange(7)
-    dense.set_weights([np.stack([2 * centres, np.zeros(7), np.zeros(7)]), -(centres**2)])
-    with new_artifact(folder, contracts.MODEL) as building:
-        model.save(building / "model.keras")
-        info = {"architecture": "cnn", "classes": list(classes), "image_size": SIZE, "masks": mode, "pipeline_check": True}
-        write_json(building / "model.json", info)
-    return folder
-
-
 def write_masks(folder, masks):
     with new_artifact(folder, contracts.MASKS) as building:
         masks.to_parquet(building / "masks.parquet")
@@ -107,7 +92,7 @@ def write_splits(folder, splits):
 
 
 def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, splits, masks, tmp_path):
-    model = write_model(tmp_path / "model")
+    model = write_red_model(tmp_path / "model", SIZE)
     beside = write_splits(tmp_path / "splits", splits), write_masks(tmp_path / "masks", masks)
     folders = (dataset.artifact.path, *beside, model)
     metrics = evaluate(*folders, PARAMS, tmp_path / "evaluation")
@@ -121,7 +106,7 @@ def test_a_model_is_run_on_validation_and_test_images_only_and_judged(dataset, s
     assert metrics["model_digest"] == open_artifact(model, contracts.MODEL).digest
     assert metrics["pipeline_check"] is True
 
-    other = write_model(tmp_path / "other", classes=HAM10000_CLASSES[::-1])
+    other = write_red_model(tmp_path / "other", SIZE, HAM10000_CLASSES[::-1])
     with pytest.raises(InputError, match="classes differ"):
         evaluate(*folders[:3], other, PARAMS, tmp_path / "refused")
     assert not (tmp_path / "refused").exists()
@@ -189,3 +174,14 @@ def test_the_sample_of_a_class_holds_mistakes_where_there_are_any(hits, mistakes
     assert (right[places].sum(), (~right[places]).sum()) == shown
     assert len(set(places)) == len(places)
     assert (places == sample_of_class(np.arange(hits + mistakes), right, seed=3)).all()
+
+
+def test_the_area_under_the_steps_that_are_drawn_is_the_average_precision():
+    from sklearn.metrics import average_precision_score
+
+    random = np.random.default_rng(0)
+    for _ in range(50):
+        positive, scores = np.append(random.random(29) < 0.3, True), random.integers(0, 8, 30) / 7
+        recall, precision = precision_recall_steps(positive, scores)
+        area = (-np.diff(recall) * precision[:-1]).sum()
+        assert area == pytest.approx(average_precision_score(positive, scores), abs=1e-12)

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from sklearn import metrics as sk
 
-from components.evaluate.figures import LEAST_LESIONS, OF_SUBGROUP, figures
+from components.evaluate.figures import LEAST_LESIONS, OF_SUBGROUP, Chosen, figures
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.contracts import logit_columns
-from dermaflow.metrics import evaluate_predictions
+from dermaflow.metrics import evaluate_predictions, softmax
 from dermaflow.params import EvaluateParams
 
 PARAMS = EvaluateParams(bootstrap=200, specificity=0.9, seed=1)
@@ -64,10 +65,48 @@ def test_test_images_choose_neither_temperature_nor_threshold(told, table):
     other = table.copy()
     test = other["split"] == "test"
     other.loc[test, logit_columns(HAM10000_CLASSES)] *= 7
+    other.loc[test, "label"] = "mel"
     again = figures(other, HAM10000_CLASSES, PARAMS)
     assert (again["temperature"], again["thresholds"]) == (told["temperature"], told["thresholds"])
     assert again["test"]["calibration"] != told["test"]["calibration"]
     assert again["validation"] == told["validation"]
+
+
+def test_a_question_is_answered_as_scikit_learn_says_at_the_threshold_of_validation(told, table):
+    test = table[table["split"] == "test"]
+    probabilities = softmax(test[logit_columns(HAM10000_CLASSES)].to_numpy() / told["temperature"])
+    for name, members in (("melanoma", ["mel"]), ("malignant", ["akiec", "bcc", "mel"])):
+        holds, point = test["label"].isin(members), told["test"]["operating_points"][name]
+        scores = probabilities[:, [HAM10000_CLASSES.index(member) for member in members]].sum(axis=1)
+        says = scores >= told["thresholds"][name]
+        expected = {
+            "sensitivity": sk.recall_score(holds, says), "specificity": sk.recall_score(~holds, ~says),
+            "ppv": sk.precision_score(holds, says), "npv": sk.precision_score(~holds, ~says),
+            "auroc": sk.roc_auc_score(holds, scores), "auprc": sk.average_precision_score(holds, scores),
+        }  # fmt: skip
+        assert {key: point[key]["estimate"] for key in expected} == pytest.approx(expected, abs=1e-9)
+        for key, value in expected.items():
+            assert point[key]["low"] <= value <= point[key]["high"]
+
+
+def test_of_other_data_there_are_test_images_alone_and_what_validation_chose_elsewhere(table):
+    test = table[table["split"] == "test"]
+    told = figures(test, HAM10000_CLASSES, PARAMS, Chosen(2.0, {"melanoma": 0.4}))
+    assert "validation" not in told
+    assert (told["temperature"], told["thresholds"]["melanoma"], told["thresholds"]["malignant"]) == (2.0, 0.4, None)
+    assert told["test"]["operating_points"]["melanoma"]["sensitivity"]["estimate"] is not None
+    assert told["test"]["operating_points"]["malignant"]["sensitivity"] == {"estimate": None, "low": None, "high": None}
+    assert told["test"]["operating_points"]["malignant"]["auroc"]["estimate"] > 0.5
+    unknown = figures(test, HAM10000_CLASSES, PARAMS, Chosen())["test"]
+    assert unknown["calibration"] == {"before": told["test"]["calibration"]["before"], "after": None}
+    assert unknown["abstention"][0]["accuracy"] == told["test"]["overall"]["accuracy"]
+
+
+def test_without_validation_images_nothing_is_chosen(table):
+    told = figures(table[table["split"] == "test"], HAM10000_CLASSES, PARAMS)
+    assert told["temperature"] is None
+    assert set(told["thresholds"].values()) == {0.9, None}
+    assert told["validation"]["n_images"] == 0
 
 
 def test_on_validation_the_threshold_has_the_specificity_that_was_asked(told):
@@ -91,7 +130,10 @@ def test_a_subgroup_always_has_its_size_and_figures_only_from_twenty_lesions_on(
         assert groups["sex"]["male"][name]["estimate"] == pytest.approx(alone[name]["estimate"], abs=1e-12)
         assert groups["sex"]["male"][name]["low"] <= alone[name]["estimate"] <= groups["sex"]["male"][name]["high"]
     assert groups["sex"]["unknown"]["n_lesions"] < LEAST_LESIONS
-    assert groups["sex"]["unknown"]["accuracy"] is None
+    assert groups["sex"]["unknown"]["accuracy"] == {"estimate": None, "low": None, "high": None}
+    for name, members in (("melanoma", ["mel"]), ("malignant", ["akiec", "bcc", "mel"])):
+        assert groups["sex"]["male"][name]["n_images"] == men["label"].isin(members).sum()
+        assert groups["sex"]["male"][name]["n_lesions"] == men.loc[men["label"].isin(members), "lesion_id"].nunique()
 
 
 def test_a_table_without_clinical_columns_has_no_subgroups(table):

@@ -38,9 +38,11 @@ def random_table(images, seed, *, skill=1.5, per_lesion=1, classes=7):
 
 @st.composite
 def judged(draw):
-    """Labels of some of the classes and logits on a coarse grid, so that ties and never-predicted classes are common."""
+    """Labels of some of the classes, often one image of each; logits on a coarse grid, so that ties and classes that are
+    never predicted are common."""
     present = draw(st.lists(st.integers(0, 6), min_size=1, max_size=7, unique=True))
-    labels = np.asarray(draw(st.lists(st.sampled_from(present), min_size=2, max_size=40)))
+    several = st.lists(st.sampled_from(present), min_size=2, max_size=40)
+    labels = np.asarray(draw(several if len(present) == 1 else st.one_of(st.just(present), several)))
     steps = draw(st.sampled_from([2, 3, 50]))
     seed = draw(st.integers(0, 10_000))
     return labels, np.random.default_rng(seed).integers(-steps, steps, size=(len(labels), 7)).astype(np.float32) / 2
@@ -62,6 +64,7 @@ def test_overall_estimates_are_those_of_scikit_learn(sample):
     assert ours["sensitivity"] == pytest.approx(sk.recall_score(labels, predicted, **macro), abs=1e-9)
     assert ours["precision"] == pytest.approx(sk.precision_score(labels, predicted, **macro), abs=1e-9)
     assert ours["f1"] == pytest.approx(sk.f1_score(labels, predicted, **macro), abs=1e-9)
+    assert ours["top3"] == pytest.approx(sk.top_k_accuracy_score(labels, logits, k=3, labels=range(7)), abs=1e-9)
 
 
 @given(judged())
@@ -218,7 +221,7 @@ def test_models_judged_on_different_images_are_not_compared():
     relabelled = a.assign(label=a["label"].where(a["image_id"] != "image000003", "vasc"))
     with pytest.raises(InputError, match="image000003 has another label"):
         metrics.paired_difference(a, relabelled, CLASSES, bootstrap=100, seed=0)
-    with pytest.raises(InputError, match=r"unknown metric 'kappa'; known: accuracy, .*mel\.sensitivity"):
+    with pytest.raises(InputError, match=r"unknown metric 'kappa'; known: balanced_accuracy, accuracy, .*mel\.sensitivity"):
         metrics.paired_difference(a, a, CLASSES, metric="kappa", bootstrap=100, seed=0)
 
 

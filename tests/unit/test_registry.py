@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from components.compare.core import compare
@@ -17,8 +18,10 @@ from dermaflow import contracts, registry
 from dermaflow.artifacts import new_artifact, read_json, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
+from dermaflow.metrics import paired_difference
 from dermaflow.params import EvaluateParams, PromoteParams, RegisterParams, load_params
 from dermaflow.policy import Minimum, Policy, read_policy
+from pipelines.judging import judge, open_model
 from tests.workspace import ROOT
 
 COMMIT = json.dumps({"commit": "0" * 40, "dirty": False})
@@ -158,6 +161,14 @@ def test_a_challenger_is_compared_with_the_champion(
     assert decision["outcome"] == outcome
     gate = next(gate for gate in decision["gates"] if gate["name"] == "not_worse_than_champion")
     assert (gate["estimate"] < 0) == (outcome == "refused")
+    told = contracts.read_info(tmp_path / "d2-comparison", contracts.COMPARISON)
+    ours, theirs = (
+        contracts.read_predictions(challenger.evaluation),
+        pd.read_parquet(tmp_path / "d2-comparison/champion.parquet"),
+    )
+    pair = ours[ours["image_id"].isin(theirs["image_id"])], theirs
+    assert told["difference"] == paired_difference(*pair, Dataset.open(evidence.dataset).classes, bootstrap=200, seed=20240101)
+    assert told["images"] == len(theirs)
     assert "test images, low end" in gate["reason"]
     assert decision["champion_before"] == {"name": "dermaflow", "version": 1}
     assert decision["champion_after"]["version"] == (2 if outcome == "promoted" else 1)
@@ -238,3 +249,22 @@ def answering(evidence: Evidence, target: Path, right: float) -> Evidence:
 
 def test_the_repositorys_default_is_a_dry_run():
     assert load_params("default", root=ROOT).promote.mode == "dry_run"
+
+
+def test_what_a_registered_model_was_made_with_is_known_by_its_evidence_too(
+    evidence: Evidence, settings: RegisterParams, tmp_path: Path
+):
+    """A model from before models kept their training images is judged against the splits that were registered with it."""
+    with new_artifact(tmp_path / "older", contracts.MODEL) as folder:
+        without = shutil.ignore_patterns("artifact.json", contracts.TRAINED_ON)
+        shutil.copytree(evidence.model, folder, dirs_exist_ok=True, ignore=without)
+    register(replace(evidence, model=tmp_path / "older"), settings, tmp_path / "registration")
+    params = load_params("default", [f"register.tracking_uri={settings.tracking_uri}"], root=ROOT)
+    with open_model("models:/dermaflow-candidate@challenger", params) as subject:
+        splits = contracts.read_splits(evidence.splits)
+        assert set(subject.developed["image_id"]) == set(splits.loc[splits["split"].isin(["train", "validation"]), "image_id"])
+        assert subject.evaluation is None, "the evaluation is of another artifact"
+    with pytest.raises(InputError, match=r"dermaflow-candidate/7: no such version .*; there are: dermaflow-candidate/1"):
+        judge("dermaflow-candidate/7", str(evidence.dataset), params)
+    with pytest.raises(InputError, match=r"were in the training or validation part of dermaflow-candidate/1"):
+        judge("dermaflow-candidate/1", str(evidence.dataset), params)
