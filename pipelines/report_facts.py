@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 
 from components import GATES
-from components.evaluate.figures import SUBGROUPS
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
 from dermaflow.dataset import Dataset
+from dermaflow.figures import SUBGROUPS
 from dermaflow.progress import parse
 from pipelines.local import LOG, REQUEST, TASKS
 from pipelines.report_pictures import Picture, Sample, embed, sample

@@ -267,7 +267,7 @@ def _probabilities(result: dict[str, Any]) -> None:
 
 
 def _subgroups(result: dict[str, Any]) -> None:
-    from components.evaluate.figures import SUBGROUPS
+    from dermaflow.figures import SUBGROUPS
 
     table = Table("subgroup", "images", "lesions", "balanced accuracy", "accuracy")
     for attribute, members in result["subgroups"].items():
