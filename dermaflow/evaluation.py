@@ -25,17 +25,21 @@ def write_evaluation(
     params: EvaluateParams,
     target: Path,
     chosen: Chosen | None = None,
+    out_of_fold: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Judge predictions and write them, the metrics and the pictures as an Evaluation artifact.
 
     Parameters
     ----------
-    predictions: image_id, lesion_id, split (validation or test), label, SUBGROUPS, and `logit_<class>` for each class.
-    model_info: `model.json`, and `model_digest`, the digest of the Model artifact.
+    predictions: image_id, lesion_id, split (validation or test), label, SUBGROUPS, and `logit_<class>` for each class;
+        `fold`, where the models of several folds made them.
+    model_info: `model.json`, and `model_digest`, the digest of the Model artifact; of folds what their models have in
+        common, and None.
     dataset: where the images come from.
     params: number and seed of the bootstrap resamples, specificity of the thresholds.
     target: where the Evaluation artifact is to be.
     chosen: as `figures` takes it: of a model on other data than its own, what its validation images chose.
+    out_of_fold: what metrics.json is to say of the folds, where there are some: their number, seed, splits and models.
 
     Returns
     -------
@@ -49,7 +53,8 @@ def write_evaluation(
     others = sorted(set(predictions["split"]) - set(JUDGED))
     if others:
         raise InputError(f"predictions hold images of split {others[0]!r}; only {' and '.join(JUDGED)} may be judged")
-    metrics = {**_head(model_info, dataset, params), **figures(predictions, dataset.classes, params, chosen)}
+    head = _head(model_info, dataset, params) | ({"out_of_fold": dict(out_of_fold)} if out_of_fold else {})
+    metrics = {**head, **figures(predictions, dataset.classes, params, chosen)}
     with new_artifact(target, contracts.EVALUATION) as folder:
         predictions.to_parquet(folder / "predictions.parquet", index=False)
         write_json(folder / contracts.METRICS_FILE, metrics)
