@@ -5,7 +5,7 @@
 Predictions are drawn: lesions of one to three images, HAM10000's class shares, sex, age, site, way of diagnosis and lesion
 size. Each contestant works in a process of its own, seconds without imports, the median of --rounds.
 
-    test alone   components.evaluate.figures on so many test images: all that `metrics.json` says of them, intervals included
+    test alone   dermaflow.figures on so many test images: all that `metrics.json` says of them, intervals included
     both sides   the same on half of them as validation and half as test, as a run has them, with temperature and thresholds
     plain        the figures of "test alone" for the first --plain of its resamples: lesions drawn, their images taken as
                  often, and scikit-learn asked for each figure. Its seconds are those of one resample times --resamples.
@@ -68,7 +68,7 @@ def figures_of(images: int, resamples: int, *, halved: bool) -> Any:
     import numpy as np
     import scipy.optimize  # noqa: F401 - what fits the temperature, before the clock runs
 
-    from components.evaluate.figures import Chosen, figures
+    from dermaflow.figures import Chosen, figures
     from dermaflow.params import EvaluateParams
 
     params = EvaluateParams.model_construct(bootstrap=resamples, specificity=0.9, seed=SEED)  # any number of resamples

@@ -8,6 +8,8 @@ from pathlib import Path
 from dermaflow.errors import InputError
 from dermaflow.params import Params, load_params
 
+WITH_FOLDS = ("ingest", "validate", "split", "validate.splits", "fold", "pool")  # data are prepared with folds at a desk too
+
 
 def step_arguments(step: str, description: str, *folders: str, **choices: tuple[str, ...]) -> tuple[argparse.Namespace, Params]:
     """Parse a step's command line.
@@ -34,5 +36,10 @@ def step_arguments(step: str, description: str, *folders: str, **choices: tuple[
         raise InputError(
             "augment.before_split needs three tasks before the first step, which only the pipeline has: use dermaflow run "
             f"--profile {params.profile}, or augment.before_split=false with balance none and no targets"
+        )
+    if params.split.folds and step not in WITH_FOLDS:
+        raise InputError(
+            f"split.folds is {params.split.folds}, but only the pipeline makes a model of each fold: use dermaflow run, or "
+            "split.folds=0 here"
         )
     return options, params

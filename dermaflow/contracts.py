@@ -8,7 +8,8 @@ Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, vi
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest), trained_on.parquet
             (TRAINED_ON_COLUMNS: the images of train and validation; see dermaflow.seen)
 History     history.parquet (one row an epoch), validation.parquet (the model's logits of the validation images), history.json
-Evaluation  predictions.parquet (image_id, lesion_id, split, label, subgroups, logit_<class> ...), metrics.json, plots
+Evaluation  predictions.parquet (image_id, lesion_id, split, label, subgroups, logit_<class> ...; `fold` out of fold),
+            metrics.json, plots
 Comparison  comparison.json (challenger against champion), champion.parquet (the champion's logits)
 Selection   selection.json (candidate, by validation only)
 Explanation explanation.json (numbers), attributions.parquet, pictures
@@ -100,6 +101,27 @@ def read_splits(path: Path) -> pd.DataFrame:
     outside of train and validation; `test_set` is 0 except in test: the number of the test set that an image came in with.
     """
     return read_table(path, SPLITS, "splits.parquet")
+
+
+def splits_digest(splits: pd.DataFrame) -> str:
+    """Digest of who is on which side: of image, group, split and fold, in the order of SPLIT_COLUMNS' table."""
+    return json_digest(splits[["image_id", "group_id", "split", "fold"]].to_numpy().tolist())
+
+
+def side_counts(splits: pd.DataFrame, classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Images and lesions of each side, excluded among them, in all and per class."""
+
+    def of(side: pd.DataFrame) -> dict[str, Any]:
+        by_class = side.groupby("label")
+        images, lesions = by_class.size(), by_class["lesion_id"].nunique()
+        return {
+            "images": len(side),
+            "lesions": int(side["lesion_id"].nunique()),
+            "images_per_class": {name: int(images.get(name, 0)) for name in classes},
+            "lesions_per_class": {name: int(lesions.get(name, 0)) for name in classes},
+        }
+
+    return {name: of(splits[splits["split"] == name]) for name in (*SPLIT_NAMES, EXCLUDED)}
 
 
 def read_test_sets(path: Path) -> pd.DataFrame:

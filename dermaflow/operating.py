@@ -63,12 +63,13 @@ def threshold_at(scores: Floats, holds: npt.NDArray[np.bool_], specificity: floa
     return float(np.nextafter(negatives[needed - 1], np.inf))
 
 
-def rates(scores: Floats, holds: npt.NDArray[np.bool_], weights: Weights, threshold: float) -> dict[str, Floats]:
+def rates(scores: Floats, holds: npt.NDArray[np.bool_], weights: Weights, threshold: float | Floats) -> dict[str, Floats]:
     """RATES at a threshold: name -> [b]; Altman and Bland, BMJ 308, 1552 (1994) and 309, 102 (1994).
 
     Parameters
     ----------
     scores, holds: [n]; weights: how often each image counts, [b, n].
+    threshold: of all images, or of each, float64 [n].
     """
     says = scores >= threshold
     cells = np.column_stack([says & holds, says & ~holds, ~says & holds, ~says & ~holds])
@@ -82,7 +83,7 @@ def rates(scores: Floats, holds: npt.NDArray[np.bool_], weights: Weights, thresh
 
 
 def figures(
-    question: Question, probabilities: Floats, labels: Integers, weights: Weights, threshold: float | None
+    question: Question, probabilities: Floats, labels: Integers, weights: Weights, threshold: float | Floats | None
 ) -> dict[str, Floats]:
     """FIGURES of a question: name -> [b]; RATES are NaN where there is no threshold. The areas: see `metrics.ranked`.
 

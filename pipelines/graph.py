@@ -8,12 +8,13 @@ from typing import Any
 
 import yaml
 
-from components import BEFORE, TASKS
+from components import BEFORE, OUT_OF_FOLD, TASKS
 from dermaflow.errors import InputError
 from dermaflow.params import Params
 from pipelines.preflight import default_arguments
 
-_ORDER = (*BEFORE, *TASKS)
+_REGISTER = TASKS.index("register")
+_ORDER = (*BEFORE, *TASKS[:_REGISTER], *OUT_OF_FOLD, *TASKS[_REGISTER:])
 
 
 def compile_to(output: Path, params: Params) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-    from components.evaluate.figures import Chosen
+    from dermaflow.figures import Chosen
 
 _REGISTERED = re.compile(r"(?:models:/)?(?P<name>[\w.-]+)(?:@(?P<alias>[\w-]+)|/(?P<version>\d+))")
 _TOLD = ("per_class", "confusion", "calibration", "abstention", "operating_points", "subgroups")
@@ -118,7 +118,7 @@ def judge(model: str, data: str, params: Params, *, leave_out_seen: bool = False
     -------
     model, architecture, pipeline_check, data, content_digest, synthetic, n_images, n_lesions; left_out (images passed over
     because the model was made with them; None where nothing says which those are); rejected (unusable files, by reason);
-    metrics (overall), and as `components.evaluate.figures` has them bootstrap, temperature, thresholds, least_lesions,
+    metrics (overall), and as `dermaflow.figures` has them bootstrap, temperature, thresholds, least_lesions,
     per_class, confusion, calibration, abstention, operating_points, subgroups; evaluation (`out`).
 
     Raises
@@ -153,10 +153,11 @@ def judge(model: str, data: str, params: Params, *, leave_out_seen: bool = False
 
 
 def _judged(subject: Subject, dataset: Dataset, images: pd.DataFrame, params: Params, out: Path | None) -> dict[str, Any]:
-    """What `components.evaluate.figures` tells of some images, as test images; the Evaluation artifact, if it is wanted."""
-    from components.evaluate.core import judged_rows, write_evaluation
-    from components.evaluate.figures import figures
+    """What `dermaflow.figures` tells of some images, as test images; the Evaluation artifact, if it is wanted."""
+    from components.evaluate.core import judged_rows
     from components.segment.core import segment
+    from dermaflow.evaluation import write_evaluation
+    from dermaflow.figures import figures
     from dermaflow.predict import predict_logits
 
     with tempfile.TemporaryDirectory() as scratch:
@@ -176,7 +177,7 @@ def _judged(subject: Subject, dataset: Dataset, images: pd.DataFrame, params: Pa
 
 def _chosen(subject: Subject, params: Params) -> Chosen:
     """The model's own temperature where it has one, and what its own validation images choose."""
-    from components.evaluate.figures import VALIDATION, Chosen, choose
+    from dermaflow.figures import VALIDATION, Chosen, choose
 
     temperature = subject.info.get("temperature")
     if subject.evaluation is None:

@@ -1,8 +1,9 @@
 """Running the pipeline in local processes: kfp.local's SubprocessRunner, with what it lacks.
 
-Written for kfp 2.17.0. It has no hooks, so `_watch` wraps two of its functions (a test holds the version): the run id
+Written for kfp 2.17.0. It has no hooks, so `_Watch` wraps some of its functions (a test holds the version): the run id
 is ours, each task reports its start, end, time and whether the cache answered, a cached artifact counts only when it is
-whole, and every task's outputs are found under runs/<run_id>/<step>, wherever kfp put them.
+whole, a loop within a loop keeps the outer loop's item, and every task's outputs are found under runs/<run_id>/<step>,
+wherever kfp put them.
 
 `run` (in the command's process) starts `python -m pipelines.local FOLDER` (the worker), writes its output to the log
 and turns what it reports into events.
@@ -32,7 +33,7 @@ TASKS = "tasks.json"
 LOG = "run.log"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _ERROR_LINE = re.compile(r"^(?:[a-z_]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Iteration)\b")
-_ITERATION = re.compile(r"-iteration-(\d+)$")
+_ITERATION = re.compile(r"-iteration-(\d+)")
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class _Watch:
     def install(self) -> None:
         """Put the wrappers in place."""
         from kfp.local import cache, executor_input_utils, subprocess_task_handler
-        from kfp.local.orchestrator import task_executor
+        from kfp.local.orchestrator import task_executor, task_spec_utils
 
         class WholeArtifactsCache(cache.LocalCache):  # type: ignore[misc]
             def get(self, key: str) -> Any:
@@ -152,6 +153,10 @@ class _Watch:
 
         cache.LocalCache = WholeArtifactsCache
         executor_input_utils.get_local_pipeline_resource_name = lambda _: self.folder.name
+        iteration = task_spec_utils.create_parameter_loop_iteration_task_spec
+        task_spec_utils.create_parameter_loop_iteration_task_spec = lambda *given: _with_outer_items(
+            given[0], iteration(*given)
+        )
         original = task_executor.execute_single_task
         task_executor.execute_single_task = lambda **given: self._execute(original, given)
         start = subprocess_task_handler.run_local_subprocess
@@ -195,8 +200,14 @@ class _Watch:
         return outputs, status
 
     def _label(self, task: str, resource: str) -> str:
-        iteration = _ITERATION.search(resource)
-        return f"{task}-{self.architectures[int(iteration[1])]}" if iteration else task
+        """What a task of loops is called: train-resnet50, or train-resnet50-fold-2 of the third fold."""
+        match [int(number) for number in _ITERATION.findall(resource)]:
+            case [architecture]:
+                return f"{task}-{self.architectures[architecture]}"
+            case [architecture, fold]:
+                return f"{task.removesuffix('-fold')}-{self.architectures[architecture]}-fold-{fold}"
+            case _:
+                return task
 
     def _link(self, label: str, uris: dict[str, str]) -> None:
         """Make runs/<run_id>/<label> lead to the outputs: kfp puts those of loops and of cached tasks elsewhere."""
@@ -210,6 +221,14 @@ class _Watch:
 def _ended_from_outside(exit_code: int) -> bool:
     """Whether a process was killed by a signal, or ended because it was asked to and kept its state."""
     return exit_code < 0 or exit_code == InterruptedWorkError.exit_code
+
+
+def _with_outer_items(loop: Any, iteration: Any) -> Any:
+    """One turn of a loop, with what it reads from the loop around it: kfp 2.17.0 puts its own item in the place of both."""
+    for name, read in loop.inputs.parameters.items():
+        if read.component_input_parameter.endswith("-loop-item"):
+            iteration.inputs.parameters[name].CopyFrom(read)
+    return iteration
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@ import pandas as pd
 import yaml
 
 from components import GATES
-from components.evaluate.figures import SUBGROUPS
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
 from dermaflow.dataset import Dataset
+from dermaflow.figures import SUBGROUPS
 from dermaflow.progress import parse
 from pipelines.local import LOG, REQUEST, TASKS
 from pipelines.report_pictures import Picture, Sample, embed, sample
@@ -115,6 +115,7 @@ def gather(run: Run) -> Info:
         "plan": run.info("augment/plan", contracts.PLAN),
         "masks": run.info("segment/masks", contracts.MASKS),
         "architectures": architectures,
+        "folds": _folds(run),
         "selection": run.info("select/selection", contracts.SELECTION),
         "candidate": candidate,
         "explanation": run.info("explain/explanation", contracts.EXPLANATION),
@@ -165,14 +166,19 @@ def _version(registration: Info) -> str:
 
 
 def _words_of(run: Run, label: str) -> str | None:
-    """What a failed step said of itself, from the run's log."""
+    """What a failed task said of itself, from the run's log."""
     log = run.folder / LOG
     if not log.exists():
         return None
     with log.open(errors="replace") as lines:
-        events = [event for event in map(parse, lines) if event and event["event"] == "error"]
-    said = [event["message"] for event in events if label == event["step"] or label.startswith(f"{event['step']}-")]
-    return str(said[0]) if said else None
+        events = [event for event in map(parse, lines) if event]
+    at = label
+    for event in events:
+        if event["event"] == "task_started":
+            at = event["task"]
+        elif event["event"] == "error" and at == label:
+            return str(event["message"])
+    return None
 
 
 def _banners(dataset: Dataset | None, splits: Info | None, architectures: list[Info], decision: Info | None) -> list[str]:
@@ -245,6 +251,18 @@ def _architecture(run: Run, name: str) -> Info:
         "metrics": run.info(f"evaluate-{name}/evaluation", contracts.EVALUATION, contracts.METRICS_FILE),
         "seconds": seconds[0] if seconds else None,
         "cached": any(task["cached"] for task in run.tasks if task["task"] == f"train-{name}"),
+    }
+
+
+def _folds(run: Run) -> Info | None:
+    """What was held out from models of each architecture, and what these say together; None where no folds were asked for."""
+    count = run.request["params"]["split"].get("folds", 0)
+    if not count:
+        return None
+    names = run.request["arguments"]["architectures"]
+    return {
+        "count": count,
+        "pooled": {name: run.info(f"pool-{name}/evaluation", contracts.EVALUATION, contracts.METRICS_FILE) for name in names},
     }
 
 

@@ -37,13 +37,15 @@ def summarise(folder: Path) -> dict[str, Any]:
     registration = _info(folder, "register", contracts.REGISTRATION)
     decision = _info(folder, "promote", contracts.DECISION)
     masks = _info(folder, "segment", contracts.MASKS, artifact_name="masks")
-    architectures = [_architecture(folder, name, seconds) for name in request["arguments"]["architectures"]]
+    names = request["arguments"]["architectures"]
+    architectures = [_architecture(folder, name, seconds) for name in names]
     return {
         "run_id": folder.name,
         "profile": request["arguments"]["profile"],
         "outcome": decision["outcome"] if decision else "failed",
         "candidate": _candidate(registration),
         "architectures": [entry for entry in architectures if entry],
+        "out_of_fold": [entry for entry in (_out_of_fold(folder, name) for name in names) if entry],
         "gates": decision["gates"] if decision else [],
         "champion": decision["champion_after"] if decision else None,
         "synthetic": registration["facts"]["synthetic"] if registration else None,
@@ -92,6 +94,21 @@ def _architecture(folder: Path, name: str, seconds: dict[str, float]) -> dict[st
         "train_seconds": seconds.get(f"train-{name}"),
         "validation": _figures(metrics["validation"]),
         "test": _figures(metrics["test"]),
+    }
+
+
+def _out_of_fold(folder: Path, name: str) -> dict[str, Any] | None:
+    """What the models of an architecture's folds say of the images that they were held out from."""
+    evaluation = artifact(folder, f"pool-{name}", "evaluation")
+    if evaluation is None:
+        return None
+    metrics = contracts.read_metrics(evaluation)
+    return {
+        "architecture": name,
+        **{key: metrics["out_of_fold"][key] for key in ("folds", "seed")},
+        "pipeline_check": metrics["pipeline_check"],
+        **_figures(metrics["test"]),
+        **{key: metrics[key] for key in ("by_fold", "over_folds")},
     }
 
 

@@ -106,10 +106,10 @@ class RunDisplay:
                 if event["cached"]
                 else "[green]done[/]  "
             )
-            err.print(f"  {mark} {event['task']:<20} {event['seconds']:7.1f} s")
+            err.print(f"  {mark} {event['task']:<26} {event['seconds']:7.1f} s")
         elif event["event"] == "retry":
             err.print(
-                f"  [yellow]ended[/]  {event['task']:<20} exit code {event['exit_code']}; it goes on from where it was, "
+                f"  [yellow]ended[/]  {event['task']:<26} exit code {event['exit_code']}; it goes on from where it was, "
                 f"{event['attempt']} of {event['of']}"
             )
         else:
@@ -131,6 +131,8 @@ def run_summary(summary: dict[str, Any]) -> None:
             NOT_A_RESULT if entry["pipeline_check"] else "",
         )
     out.print(table)
+    if summary["out_of_fold"]:
+        out.print(_out_of_fold(summary["out_of_fold"]))
     masks = summary["segmentation"]
     if masks and masks["mean_dice"] is not None:
         out.print(
@@ -146,6 +148,19 @@ def run_summary(summary: dict[str, Any]) -> None:
     paths = summary["paths"]
     out.print(f"Report:   {_near(paths['report'])}")
     out.print(f"Registry: {paths['tracking_uri']}  (open it: .venv/bin/mlflow ui --backend-store-uri {paths['tracking_uri']})")
+
+
+def _out_of_fold(pooled: Sequence[dict[str, Any]]) -> Table:
+    held_out = f"{pooled[0]['folds']} folds, {pooled[0]['n_images']} images of {pooled[0]['n_lesions']} lesions"
+    table = Table(title=f"Out of fold: {held_out}", title_justify="left")
+    for name in ("architecture", "balanced accuracy", "its mean of folds (SD)", "AUROC", "its mean of folds (SD)", ""):
+        table.add_column(name, justify="left" if name in ("architecture", "") else "right")
+    for entry in pooled:
+        cells = []
+        for name, spread in entry["over_folds"].items():
+            cells += [_interval(entry[name]), f"{spread['mean']:.3f} ({spread['sd']:.3f})"]
+        table.add_row(entry["architecture"], *cells, NOT_A_RESULT if entry["pipeline_check"] else "")
+    return table
 
 
 def _gates(summary: dict[str, Any]) -> None:
@@ -267,7 +282,7 @@ def _probabilities(result: dict[str, Any]) -> None:
 
 
 def _subgroups(result: dict[str, Any]) -> None:
-    from components.evaluate.figures import SUBGROUPS
+    from dermaflow.figures import SUBGROUPS
 
     table = Table("subgroup", "images", "lesions", "balanced accuracy", "accuracy")
     for attribute, members in result["subgroups"].items():

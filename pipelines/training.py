@@ -13,8 +13,10 @@ from components.balance.component import balance as balance_step
 from components.compare.component import compare as compare_step
 from components.evaluate.component import evaluate as evaluate_step
 from components.explain.component import explain as explain_step
+from components.fold.component import fold as fold_step
 from components.ingest.component import ingest as ingest_step
 from components.notify.component import notify as notify_step
+from components.pool.component import pool as pool_step
 from components.promote.component import promote as promote_step
 from components.register.component import register as register_step
 from components.segment.component import segment as segment_step
@@ -25,7 +27,7 @@ from components.validate.component import validate as validate_step
 from components.validate.masks_and_plan.component import validate_masks_and_plan
 from components.validate.predictions.component import validate_predictions
 from components.validate.splits.component import validate_splits
-from dermaflow.params import AugmentParams
+from dermaflow.params import AugmentParams, SplitParams
 from pipelines.code import code_digest
 
 PIPELINE_NAME = "dermaflow"
@@ -42,7 +44,15 @@ def _named(component: Any, name: str) -> Any:
     return other
 
 
+def _as_training(task: Any) -> Any:
+    """A task that has a GPU to itself, and is started again where it was ended."""
+    task.set_accelerator_type(GPU).set_accelerator_limit(1)
+    return task.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
+
+
 ingest_originals, validate_originals = _named(ingest_step, "ingest-originals"), _named(validate_step, "validate-originals")
+split_fold, augment_fold = _named(fold_step, "split-fold"), _named(augment_step, "augment-fold")
+train_fold, evaluate_fold = _named(train_step, "train-fold"), _named(evaluate_step, "evaluate-fold")
 
 
 def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
@@ -51,10 +61,12 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
     Parameters
     ----------
     defaults: value of each pipeline parameter, from `pipelines.arguments`; a run may override any of them. With
-        augment.before_split the graph begins with the tasks of components.BEFORE.
-    parallelism: architectures trained at the same time; 0 is as many as the cluster has room for.
+        augment.before_split the graph begins with the tasks of components.BEFORE; with split.folds it has those of
+        components.OUT_OF_FOLD, for so many folds.
+    parallelism: architectures (and folds of each) trained at the same time; 0 is as many as the cluster has room for.
     """
     before_split = AugmentParams.from_json(defaults["augment"]).before_split
+    folds = list(range(SplitParams.from_json(defaults["split"]).folds))
 
     @dsl.pipeline(name=PIPELINE_NAME, description="Retrain, judge, explain, register and promote a skin-lesion classifier")
     def dermaflow(
@@ -87,8 +99,10 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         3. Each architecture is trained on its own GPU, and judged on validation and test; then a gate on the predictions.
         4. select takes the candidate by validation alone; compare judges it and the champion on the same test images;
            explain shows what it looks at.
-        5. register creates the version and its evidence; promote applies the policy.
-        6. Whatever happened, notify tells it.
+        5. With folds, each is held out from a model of each architecture in turn, made and judged as in 2 and 3; pool
+           judges what these models say together. No test image is in a fold.
+        6. register creates the version and its evidence; promote applies the policy.
+        7. Whatever happened, notify tells it.
         """
         told = notify_step(run_id=RUN_ID, profile=profile)
         told.set_display_name("Tell the outcome").set_caching_options(enable_caching=False)
@@ -138,9 +152,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     weights_digest=weights_digest,
                     code=code_digest("train"),
                 )
-                trained.after(masks_and_plan_checked).set_display_name("Train")
-                trained.set_accelerator_type(GPU).set_accelerator_limit(1)
-                trained.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
+                _as_training(trained.after(masks_and_plan_checked)).set_display_name("Train")
 
                 judged = evaluate_step(
                     dataset=dataset,
@@ -175,6 +187,48 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             )
             compared.set_display_name("Compare with the champion")
 
+            out_of_fold = {}
+            if folds:
+                with dsl.ParallelFor(items=architectures, name="out-of-fold", parallelism=parallelism) as architecture:
+                    with dsl.ParallelFor(items=folds, name="folds", parallelism=parallelism) as fold:
+                        parted = split_fold(splits=splits, fold=fold, code=code_digest("fold"))
+                        parted.after(masks_and_plan_checked).set_display_name("Hold out a fold")
+                        held_out = {"dataset": dataset, "splits": parted.outputs["held_out"]}
+
+                        planned = augment_fold(**held_out, augment=augment, mixup=mixup, code=code_digest("augment"))
+                        planned.set_display_name("Plan the fold's augmentation")
+
+                        trained = train_fold(
+                            **held_out,
+                            plan=planned.outputs["plan"],
+                            masks=masks,
+                            architecture=architecture,
+                            train=train,
+                            register=register,
+                            weights_digest=weights_digest,
+                            code=code_digest("train"),
+                        )
+                        _as_training(trained).set_display_name("Train without the fold")
+
+                        judged = evaluate_fold(
+                            **held_out,
+                            masks=masks,
+                            model=trained.outputs["model"],
+                            evaluate=evaluate,
+                            code=code_digest("evaluate"),
+                        )
+                        judged.set_display_name("Judge on the fold")
+
+                    pooled = pool_step(
+                        dataset=dataset,
+                        splits=splits,
+                        evaluations=dsl.Collected(judged.outputs["evaluation"]),
+                        evaluate=evaluate,
+                        code=code_digest("pool"),
+                    )
+                    pooled.set_display_name("Judge all folds together")
+                out_of_fold["out_of_fold"] = dsl.Collected(pooled.outputs["evaluation"])
+
             explained = explain_step(
                 dataset=dataset,
                 splits=splits,
@@ -206,6 +260,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                 source_digest=source_digest,
                 pipeline_digest=pipeline_digest,
                 commit=commit,
+                **out_of_fold,
             )
             registered.set_display_name("Register the challenger")
 

@@ -48,6 +48,26 @@ Intervals: 95 %, bootstrap over lesions.
 | class | images | sensitivity | specificity | AUROC |
 |---|---|---|---|---|
 {classes}
+{_out_of_fold(bundle["out_of_fold"])}"""
+
+
+def _out_of_fold(pooled: dict[str, Any] | None) -> str:
+    """What models of the same architecture say of images that they were held out from; empty without folds."""
+    if pooled is None:
+        return ""
+    judged, spread = pooled["test"], pooled["over_folds"]
+    rows = "\n".join(
+        f"| {title} | {_interval(judged['overall'][name])} | {spread[name]['mean']:.3f} | {spread[name]['sd']:.3f} |"
+        for name, title in (("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC (macro)"))
+    )
+    return f"""
+Out of fold: {judged["n_images"]} images of {judged["n_lesions"]} lesions of the train and validation parts, each
+judged by one of {pooled["folds"]} models of this architecture that it was held out from. They tell of the training, not of
+this very model.
+
+| | estimate | mean of folds | standard deviation of folds |
+|---|---|---|---|
+{rows}
 """
 
 

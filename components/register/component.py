@@ -27,6 +27,7 @@ def register(
     pipeline_digest: str,
     commit: str,
     registration: dsl.Output[dsl.Artifact],
+    out_of_fold: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
     """Create a version of dermaflow-candidate with lineage tags and evidence, and give it the alias challenger."""
     from pathlib import Path
@@ -36,9 +37,8 @@ def register(
     from dermaflow.progress import step
 
     with step("register"):
-        found = (dataset, report, splits_report, masks_and_plan_report, predictions_report)
-        found += (masks, splits, plan, model, evaluation, selection, comparison, explanation)
-        told = (params, run_id, source_digest, pipeline_digest, commit)
-        evidence = core.Evidence(*(Path(item.path) for item in found), *told)
-        info = core.register(evidence, RegisterParams.from_json(register), Path(registration.path))
+        of_data = (dataset, report, splits_report, masks_and_plan_report, predictions_report, masks, splits, plan)
+        folders = [Path(item.path) for item in (*of_data, model, evaluation, selection, comparison, explanation)]
+        told = (params, run_id, source_digest, pipeline_digest, commit, tuple(Path(item.path) for item in out_of_fold or ()))
+        info = core.register(core.Evidence(*folders, *told), RegisterParams.from_json(register), Path(registration.path))
         registration.metadata.update(model=info["model"], version=info["version"])

@@ -24,7 +24,10 @@ KEY_TAG = registry.TAG + "key"
 
 @dataclass(frozen=True)
 class Evidence:
-    """The artifacts of a run that speak for its candidate, and how the run was asked for."""
+    """The artifacts of a run that speak for its candidate, and how the run was asked for.
+
+    `out_of_fold` are the Evaluation artifacts of all architectures' folds; empty where there were none.
+    """
 
     dataset: Path
     report: Path
@@ -44,6 +47,7 @@ class Evidence:
     source_digest: str
     pipeline_digest: str
     commit: str
+    out_of_fold: tuple[Path, ...] = ()
 
 
 def register(evidence: Evidence, params: RegisterParams, target: Path) -> dict[str, Any]:
@@ -94,6 +98,7 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
     explanation = contracts.read_info(evidence.explanation, contracts.EXPLANATION)
     metrics = contracts.read_metrics(evidence.evaluation)
     params = json.loads(evidence.params)
+    pooled = out_of_fold(evidence)
     facts = {
         "architecture": model["architecture"],
         "profile": params["profile"],
@@ -141,11 +146,28 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
         "validation": metrics["validation"],
         "test": metrics["test"],
         "predictions_digest": open_artifact(evidence.evaluation, contracts.EVALUATION).files["predictions.parquet"],
+        "out_of_fold": None if pooled is None else _out_of_fold(pooled),
         "selection": contracts.read_info(evidence.selection, contracts.SELECTION),
         "explanation": explanation,
         "params_digest": bytes_digest(evidence.params.encode()),
     }
     return {"key": _key(facts), **facts}
+
+
+def out_of_fold(evidence: Evidence) -> Path | None:
+    """The Evaluation artifact of the folds of the candidate's architecture; None where there were no folds."""
+    candidate = contracts.read_info(evidence.model, contracts.MODEL)["architecture"]
+    found = [path for path in evidence.out_of_fold if contracts.read_metrics(path)["architecture"] == candidate]
+    return found[0] if found else None
+
+
+def _out_of_fold(pooled: Path) -> dict[str, Any]:
+    metrics = contracts.read_metrics(pooled)
+    return {
+        **metrics["out_of_fold"],
+        "predictions_digest": open_artifact(pooled, contracts.EVALUATION).files["predictions.parquet"],
+        **{name: metrics[name] for name in ("by_fold", "over_folds", "test")},
+    }
 
 
 def _data_validation(evidence: Evidence) -> dict[str, Any]:
@@ -168,6 +190,7 @@ def _data_validation(evidence: Evidence) -> dict[str, Any]:
 def _key(facts: dict[str, Any]) -> str:
     """Digest of what is registered and of what judged it; where the files lay and when has no part in it."""
     told = {name: facts[name] for name in ("profile", "plan_digest", "predictions_digest", "test", "validation", "explanation")}
+    told |= {"out_of_fold": facts["out_of_fold"]["predictions_digest"]} if facts["out_of_fold"] else {}
     return json_digest(
         {
             **told,
@@ -237,6 +260,9 @@ def _log_evidence(evidence: Evidence, bundle: dict[str, Any]) -> None:
     reports = ("report", "splits_report", "masks_and_plan_report", "predictions_report")
     for name in (*reports, "evaluation", "selection", "comparison", "explanation", "splits", "plan"):
         mlflow.log_artifacts(str(getattr(evidence, name)), f"{folder}/{name}")
+    pooled = out_of_fold(evidence)
+    if pooled is not None:
+        mlflow.log_artifacts(str(pooled), f"{folder}/out_of_fold")
     mlflow.log_artifact(str(evidence.dataset / "dataset.json"), f"{folder}/dataset")
     mlflow.log_artifact(str(evidence.masks / "masks.json"), f"{folder}/masks")
 
@@ -287,8 +313,10 @@ def _text(value: Any) -> str:
 
 def _metrics(facts: dict[str, Any]) -> dict[str, float]:
     values = {}
-    for part in ("validation", "test"):
-        for name, interval in facts[part]["overall"].items():
+    parts = {"validation": facts["validation"], "test": facts["test"]}
+    parts |= {"out_of_fold": facts["out_of_fold"]["test"]} if facts["out_of_fold"] else {}
+    for part, judged in parts.items():
+        for name, interval in judged["overall"].items():
             for end in ("estimate", "low", "high"):
                 if interval[end] is not None:
                     values[f"{part}_{name}" + ("" if end == "estimate" else f"_{end}")] = interval[end]

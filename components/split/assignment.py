@@ -5,7 +5,6 @@ A group is all lesions that near duplicates join. What an earlier assignment sai
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +14,7 @@ import pandas as pd
 from components.split.memory import PROTECTION, Memory
 from dermaflow.contracts import EXCLUDED, SPLIT_COLUMNS, SPLIT_NAMES
 from dermaflow.params import SplitParams
+from dermaflow.spreading import hashed, spread
 
 ALGORITHM = "proportional-by-class-and-size-2"  # raise the number when the assignment changes
 DIGESTS = ("source_digest", "pixel_digest")
@@ -84,36 +84,9 @@ def join_groups(table: pd.DataFrame, neighbours: pd.DataFrame) -> pd.Series[str]
     return table["lesion_id"].map(root)
 
 
-def spread(sizes: pd.Series[int], shares: Sequence[float], salt: str, filled: npt.NDArray[np.float64]) -> dict[str, int]:
-    """The part of each group: from large to small, each to the part that is furthest below its share.
-
-    Parameters
-    ----------
-    sizes: images of each group, by its name.
-    shares: of each part; they add up to 1.
-    salt: with the group's name, it decides the order among groups of a size.
-    filled: images that each part has already.
-    """
-    order = sorted(sizes.index, key=lambda group: (-sizes[group], _hash(f"{salt}/{group}")))
-    parts, assigned = np.asarray(shares, np.float64), filled.copy()
-    chosen: dict[str, int] = {}
-    for group in order:
-        after = assigned.sum() + sizes[group]
-        part = int(np.argmax(parts * after - assigned))
-        chosen[group] = part
-        assigned[part] += sizes[group]
-    for empty in np.flatnonzero((assigned == 0) & (parts > 0)):  # few lesions: each part gets one, from the one that has most
-        sides = list(chosen.values())
-        fullest = max(range(len(parts)), key=sides.count)
-        spare = [group for group in reversed(order) if chosen[group] == fullest]
-        if len(spare) > 1:
-            chosen[spare[0]] = int(empty)
-    return chosen
-
-
 def _rounded(sizes: pd.Series[int], shares: Sequence[float], seed: int) -> dict[str, int]:
     """Images in a hashed order: validation and test get their share, rounded, and train the rest; of three, each gets one."""
-    order = sorted(sizes.index, key=lambda image: _hash(f"{seed}/{image}"))
+    order = sorted(sizes.index, key=lambda image: hashed(f"{seed}/{image}"))
     counts = [0, *(round(len(order) * share) for share in shares[1:])]
     counts[0] = len(order) - sum(counts)
     for side in range(min(len(counts), len(order))):
@@ -180,7 +153,3 @@ def _test_sets(table: pd.DataFrame, memory: Memory | None) -> npt.NDArray[np.int
         came = members.merge(memory.tests[["image_id", "source_digest", "test_set"]], how="left")["test_set"]
         numbers[in_test] = came.fillna(memory.number + 1)
     return numbers
-
-
-def _hash(text: str) -> bytes:
-    return hashlib.sha256(text.encode()).digest()

@@ -11,10 +11,12 @@ import pandas as pd
 from components.split.assignment import ALGORITHM, MANIFEST_COLUMNS, assign
 from components.split.audit import draw_leakage, leakage
 from components.split.memory import Memory, all_tests
-from dermaflow.artifacts import ARTIFACT_FILE, json_digest, new_artifact, open_artifact, write_json
+from dermaflow import contracts
+from dermaflow.artifacts import ARTIFACT_FILE, new_artifact, open_artifact, write_json
 from dermaflow.contracts import EXCLUDED, SPLIT_NAMES, SPLITS, test_set_digest
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
+from dermaflow.folds import validated_in
 from dermaflow.params import SplitParams
 
 __all__ = ["assign", "earlier_at", "leakage", "split"]
@@ -38,7 +40,8 @@ def split(dataset: Path, params: SplitParams, target: Path, previous: Path | Non
     Raises
     ------
     InputError
-        when a class that has lesions can not reach all three splits, or `previous` can not be gone on from.
+        when a class that has lesions can not reach all three splits, or those of every fold, or `previous` can not be gone on
+        from.
     """
     opened = Dataset.open(dataset)
     if previous is not None and params.strategy == "random":
@@ -52,6 +55,8 @@ def split(dataset: Path, params: SplitParams, target: Path, previous: Path | Non
     neighbours = pd.read_parquet(dataset / "neighbours.parquet")
     table = assign(opened.columns(*MANIFEST_COLUMNS), neighbours, params, memory)
     _refuse_missing_class(table)
+    if params.folds:
+        validated_in(table, _question(params))  # too few lesions for so many folds are told here, before any model is made
     tests = all_tests(table, memory)
     info = _describe(table, tests, neighbours, params, opened, memory)
     with new_artifact(target, SPLITS) as folder:
@@ -123,18 +128,10 @@ def _describe(
         "mark": mark,
         "dataset": dataset.version,
         "previous": None if memory is None else {"digest": memory.digest, "test_set": memory.number},
-        "digest": json_digest(table[["image_id", "group_id", "split", "fold"]].to_numpy().tolist()),
+        "digest": contracts.splits_digest(table),
         "test_set": test_sets[-1],
         "test_sets": test_sets,
-        "counts": {
-            name: {
-                "images": int((table["split"] == name).sum()),
-                "lesions": int(table.loc[table["split"] == name, "lesion_id"].nunique()),
-                "images_per_class": _counts(table[table["split"] == name].groupby("label").size(), dataset),
-                "lesions_per_class": _counts(table[table["split"] == name].groupby("label")["lesion_id"].nunique(), dataset),
-            }
-            for name in (*SPLIT_NAMES, EXCLUDED)
-        },
+        "counts": contracts.side_counts(table, dataset.classes),
         "excluded": {str(reason): int(count) for reason, count in excluded.value_counts().sort_index().items()},
         "leakage": leakage(table, neighbours, _parents(table, dataset)),
     }
@@ -144,7 +141,3 @@ def _parents(table: pd.DataFrame, dataset: Dataset) -> pd.Series[str]:
     """For each image the photograph that it was made from, or is."""
     found = dataset.columns("image_id", "parent_id").set_index("image_id")["parent_id"].reindex(table["image_id"])
     return found.set_axis(table.index).where(lambda parent: parent != "", table["image_id"])
-
-
-def _counts(counted: pd.Series[int], dataset: Dataset) -> dict[str, int]:
-    return {name: int(counted.get(name, 0)) for name in dataset.classes}

@@ -45,6 +45,11 @@ class Memory:
         """
         artifact = open_artifact(path, contracts.SPLITS)
         info = contracts.read_info(path, contracts.SPLITS)
+        if "held_out" in info:
+            raise InputError(
+                f"split.previous: {path} are the splits of one fold, whose test images are no test set; name the Splits that "
+                "they were made from, or none"
+            )
         if info["strategy"] != "lesion":
             raise InputError(
                 f"split.previous: {path} was split by strategy {info['strategy']!r}: it tears lesions apart, so that no new "

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from components import BEFORE, STEPS, TASKS, module_of
+from components import BEFORE, OUT_OF_FOLD, STEPS, TASKS, module_of
 from dermaflow.errors import InputError
 from dermaflow.params import Section, load_params
 from pipelines.graph import compile_to, tasks
@@ -64,6 +64,15 @@ def spec(text):
 @pytest.fixture(scope="module")
 def listed():
     return {task["name"]: task for task in tasks(load_params())}
+
+
+@pytest.fixture(scope="module")
+def folded(tmp_path_factory):
+    """The graph with three folds: its IR, and its tasks by name."""
+    path = tmp_path_factory.mktemp("folded") / "dermaflow.yaml"
+    compiled(path, "split.folds=3")
+    listed = {task["name"]: task for task in tasks(load_params("default", ["split.folds=3"]))}
+    return next(yaml.safe_load_all(path.read_text())), listed
 
 
 def default_of(spec, name):
@@ -130,7 +139,10 @@ GATE_OF = {  # of what a step makes
 }
 
 
-def test_whatever_reads_an_artifact_comes_after_the_artifacts_gate(spec, listed):
+@pytest.mark.parametrize("folds", [0, 3])
+def test_whatever_reads_an_artifact_comes_after_the_artifacts_gate(spec, listed, folded, folds):
+    spec, listed = folded if folds else (spec, listed)
+
     def before(name):
         direct = set(listed[name]["after"])
         return direct.union(*(before(other) for other in direct)) if direct else direct
@@ -152,6 +164,28 @@ def test_the_paper_profile_balances_checked_originals_before_everything_else():
     assert listed["balance"]["after"] == ["ingest-originals", "validate-originals"]
     assert listed["ingest"]["after"] == ["balance"]
     assert all(listed[name]["cached"] for name in BEFORE)
+
+
+def test_with_folds_each_is_held_out_from_a_model_of_each_architecture(spec, folded):
+    ir, listed = folded
+    at = TASKS.index("register")
+    assert list(listed) == [*TASKS[:at], *OUT_OF_FOLD, *TASKS[at:]]
+    waits = {"split-fold": "split", "augment-fold": "split-fold", "train-fold": "augment-fold", "evaluate-fold": "train-fold",
+             "pool": "evaluate-fold", "register": "pool"}  # fmt: skip
+    assert all(earlier in listed[name]["after"] for name, earlier in waits.items())
+    assert "validate-masks-and-plan" in listed["split-fold"]["after"]
+    assert all(listed[name]["cached"] for name in OUT_OF_FOLD)
+    assert {name for name, task in listed.items() if task["gpu"]} == {"train", "train-fold"}
+    loops = {
+        task["taskInfo"]["name"]: (task, ir["components"][task["componentRef"]["name"]]["dag"]["tasks"])
+        for component in ir["components"].values() for task in component.get("dag", {}).get("tasks", {}).values()
+        if "parameterIterator" in task
+    }  # fmt: skip
+    assert set(loops) == {"architectures", "out-of-fold", "folds"}
+    assert json.loads(loops["folds"][0]["parameterIterator"]["items"]["raw"]) == [0, 1, 2]
+    assert set(loops["folds"][1]) == set(OUT_OF_FOLD[:-1])
+    assert OUT_OF_FOLD[-1] in loops["out-of-fold"][1]
+    assert not any("fold" in name for name in spec["components"])
 
 
 @pytest.mark.parametrize("step", UPSTREAM)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from components import TASKS, module_of
+from components import OUT_OF_FOLD, TASKS, module_of
 from dermaflow.params import load_params
 from pipelines.graph import tasks
 from tests.workspace import ROOT
@@ -48,6 +50,16 @@ def test_both_graphs_have_the_same_tasks(stages):
 def test_both_graphs_have_the_same_order(stages):
     kfp = ancestors({task["name"]: set(task["after"]) for task in tasks(load_params("phantom"))})
     assert ancestors(dvc_edges(stages)) == kfp
+
+
+def test_folds_are_in_the_pipelines_graph_alone_and_a_desk_says_so():
+    """DVC's stages are fixed; with folds, data are prepared at a desk too, and the rest is refused before it works."""
+    folded = [task["name"] for task in tasks(load_params("phantom", ["split.folds=2"]))]
+    assert [name for name in folded if name not in OUT_OF_FOLD] == list(TASKS)
+    command = [sys.executable, "-m", "components.augment", "--dataset", "none", "--splits", "none", "--plan", "none"]
+    done = subprocess.run([*command, "--set", "split.folds=2"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "split.folds is 2, but only the pipeline makes a model of each fold: use dermaflow run" in done.stderr
 
 
 def test_each_stage_runs_the_module_of_its_name_and_follows_its_code(stages):

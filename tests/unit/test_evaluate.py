@@ -5,15 +5,16 @@ import pandas as pd
 import pytest
 from matplotlib.image import imread
 
-from components.evaluate.core import evaluate, judged_rows, write_evaluation
-from components.evaluate.figures import figures
-from components.evaluate.plots import precision_recall_steps, sample_of_class
+from components.evaluate.core import evaluate, judged_rows
 from dermaflow import contracts
 from dermaflow.artifacts import changed_files, new_artifact, open_artifact, write_json
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
+from dermaflow.evaluation import write_evaluation
+from dermaflow.figures import figures
 from dermaflow.params import EvaluateParams
+from dermaflow.plots import precision_recall_steps, sample_of_class
 from tests.models import write_red_model
 
 PARAMS = EvaluateParams(bootstrap=100, specificity=0.9, seed=1)

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from components.evaluate.figures import LEAST_LESIONS, OF_SUBGROUP, Chosen, figures
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.contracts import logit_columns
+from dermaflow.figures import LEAST_LESIONS, OF_SUBGROUP, Chosen, figures
 from dermaflow.metrics import evaluate_predictions, softmax
 from dermaflow.params import EvaluateParams
 

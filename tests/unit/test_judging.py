@@ -10,13 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.evaluate.core import judged_rows, write_evaluation
+from components.evaluate.core import judged_rows
 from components.ingest.core import ingest
 from dermaflow import calibration, contracts
 from dermaflow.artifacts import open_artifact, read_json, write_json
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
+from dermaflow.evaluation import write_evaluation
 from dermaflow.params import EvaluateParams, Params, load_params
 from dermaflow.seen import developed_on, seen_by
 from pipelines.judging import judge, open_model

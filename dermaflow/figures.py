@@ -1,4 +1,4 @@
-"""Every figure of an evaluation, from its table of predictions alone."""
+"""Every figure of an evaluation, of one model or of the models of all folds, from its table of predictions alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from dermaflow import calibration, operating
+from dermaflow.folds import FOLD
 from dermaflow.metrics import UNDEFINED, Floats, Interval, Judged, Weights, arranged, intervals, judged_of, softmax, values
 from dermaflow.params import EvaluateParams
 
@@ -28,6 +29,7 @@ SUBGROUPS = {  # columns of the predictions, as a person would call them
 LEAST_LESIONS = 20  # of a subgroup that has an estimate
 OF_SUBGROUP = ("balanced_accuracy", "accuracy")
 OF_QUESTION = ("sensitivity", "specificity", "auroc")  # of a subgroup, for each question of dermaflow.operating
+OVER_FOLDS = ("balanced_accuracy", "auroc")  # of OVERALL, told of each fold too
 UNKNOWN = "unknown"
 Rows = npt.NDArray[np.bool_]
 
@@ -62,6 +64,41 @@ def choose(
     return Chosen(temperature, thresholds)
 
 
+@dataclass(frozen=True)
+class Side:
+    """Images that are judged together.
+
+    Attributes
+    ----------
+    folds: of each image, int64 [n]: which model judged it.
+    chosen: what was chosen for each fold's model; for a single model, that of fold 0.
+    groups: for each attribute that is known the images of each of its values.
+    """
+
+    judged: Judged
+    folds: npt.NDArray[np.int64]
+    chosen: Mapping[int, Chosen]
+    groups: Mapping[str, Mapping[str, Rows]]
+
+    @property
+    def temperatures(self) -> Floats | None:
+        """Of each image's model, float64 [n]; None where it is not known of every model."""
+        return self._of_each({fold: own.temperature for fold, own in self.chosen.items()})
+
+    def thresholds(self, question: str) -> Floats | None:
+        """Of each image's model, float64 [n]; None where a model has none."""
+        return self._of_each({fold: own.thresholds.get(question) for fold, own in self.chosen.items()})
+
+    def threshold(self, question: str) -> float | None:
+        """The threshold of all images; None where each fold has its own."""
+        return self.chosen[0].thresholds.get(question) if len(self.chosen) == 1 else None
+
+    def _of_each(self, values: Mapping[int, float | None]) -> Floats | None:
+        if None in values.values():
+            return None
+        return np.array([values[fold] for fold in self.folds.tolist()], np.float64)
+
+
 def figures(
     predictions: pd.DataFrame, classes: Sequence[str], params: EvaluateParams, chosen: Chosen | None = None
 ) -> dict[str, Any]:
@@ -70,47 +107,81 @@ def figures(
     Parameters
     ----------
     predictions: one row an image: image_id, lesion_id, split (validation or test), label, `logit_<class>` for each class,
-        and those of SUBGROUPS that are known.
+        and those of SUBGROUPS that are known. With a column `fold` the rows of each fold are another model's, and
+        validation chooses for each model by its own validation images.
     chosen: what the model's validation images chose, where predictions hold test images alone (of other data).
 
     Returns
     -------
-    ``temperature`` and ``thresholds`` (of each question of dermaflow.operating), fitted on validation, and ``least_lesions``
-    of a subgroup that has figures; for each of JUDGED (for test alone where `chosen` is given) what
-    `dermaflow.metrics.evaluate_predictions` tells, and ``calibration``, ``abstention``, ``operating_points``, ``subgroups``.
-    Every interval is 95 %, by bootstrap over lesions. Without a temperature there is no calibration ``after`` it, and
-    abstention and the questions' areas go by the plain probabilities; without a threshold, a question has no rates.
+    ``temperature`` and ``thresholds`` (of each question of dermaflow.operating), fitted on validation, None where each fold
+    has its own, and ``least_lesions`` of a subgroup that has figures; for each of JUDGED (for test alone where `chosen` is
+    given) what `dermaflow.metrics.evaluate_predictions` tells, and ``calibration``, ``abstention``, ``operating_points``,
+    ``subgroups``. Every interval is 95 %, by bootstrap over lesions. Without a temperature there is no calibration ``after``
+    it, and abstention and the questions' areas go by the plain probabilities; without a threshold, a question has no rates.
+    With folds also ``by_fold``: for each its temperature, thresholds, and on its test images n_images, n_lesions and
+    OVER_FOLDS; and ``over_folds``: their mean and standard deviation.
 
     Raises
     ------
     InputError
         as `dermaflow.metrics.evaluate_predictions`.
     """
-    sides = {split: predictions[predictions["split"] == split] for split in (JUDGED if chosen is None else (TEST,))}
-    chosen = chosen or choose(sides[VALIDATION], classes, params)
-    thresholds = {question.name: chosen.thresholds.get(question.name) for question in operating.questions(classes)}
+    several = FOLD in predictions
+    every = predictions if several else predictions.assign(**{FOLD: 0})
+    rows = {split: every[every["split"] == split].sort_values("image_id") for split in (JUDGED if chosen is None else (TEST,))}
+    by_model = {
+        fold: chosen or choose(rows[VALIDATION].query(f"{FOLD} == @fold"), classes, params)
+        for fold in (sorted(every[FOLD].unique().tolist()) if several else [0])
+    }
+    sides = {
+        split: Side(judged_of(table, classes), np.asarray(table[FOLD], np.int64), by_model, _groups(table))
+        for split, table in rows.items()
+    }
+    thresholds = {question.name: sides[TEST].threshold(question.name) for question in operating.questions(classes)}
     return {
-        "temperature": chosen.temperature,
+        "temperature": None if several else by_model[0].temperature,
         "thresholds": {"specificity_on_validation": params.specificity, **thresholds},
         "least_lesions": LEAST_LESIONS,
-        **{
-            split: _part(judged_of(rows, classes), _groups(rows), chosen.temperature, thresholds, params)
-            for split, rows in sides.items()
+        **{split: _part(side, params) for split, side in sides.items()},
+        **(_over_folds(sides[TEST]) if several else {}),
+    }
+
+
+def _over_folds(side: Side) -> dict[str, Any]:
+    """`by_fold` and `over_folds`: each model on the images that it was held out from, and how far models differ."""
+    by_fold: list[dict[str, Any]] = []
+    for fold, own in side.chosen.items():
+        held_out = side.judged.of(side.folds == fold)
+        found = values(held_out, softmax(held_out.logits), np.ones((1, held_out.size)))
+        by_fold.append(
+            {
+                "fold": fold,
+                "temperature": own.temperature,
+                "thresholds": dict(own.thresholds),
+                "n_images": held_out.size,
+                "n_lesions": len(np.unique(held_out.lesions)),
+                **{name: float(found[name][0]) for name in OVER_FOLDS},
+            }
+        )
+    return {
+        "by_fold": by_fold,
+        "over_folds": {
+            name: {
+                "mean": float(np.mean([row[name] for row in by_fold])),
+                "sd": float(np.std([row[name] for row in by_fold], ddof=1)),
+            }
+            for name in OVER_FOLDS
         },
     }
 
 
-def _part(
-    judged: Judged,
-    groups: Mapping[str, Mapping[str, Rows]],
-    temperature: float | None,
-    thresholds: Mapping[str, float | None],
-    params: EvaluateParams,
-) -> dict[str, Any]:
-    stages = {"before": judged.logits} | ({} if temperature is None else {"after": judged.logits / temperature})
+def _part(side: Side, params: EvaluateParams) -> dict[str, Any]:
+    judged, groups, temperatures = side.judged, side.groups, side.temperatures
+    stages = {"before": judged.logits} | ({} if temperatures is None else {"after": judged.logits / temperatures[:, None]})
     best = stages.get("after", judged.logits)
     plain, probabilities = softmax(judged.logits), softmax(best)
     questions = operating.questions(judged.classes)
+    thresholds = {question.name: side.thresholds(question.name) for question in questions}
     large = {
         (attribute, name): rows
         for attribute, members in groups.items()
@@ -131,7 +202,9 @@ def _part(
             of_all = values(own, plain[rows], drawn, ranks=False)
             told |= _under(key, {name: of_all[name] for name in OF_SUBGROUP})
             for question in questions:
-                at = operating.figures(question, probabilities[rows], own.labels, drawn, thresholds[question.name])
+                threshold = thresholds[question.name]
+                own_threshold = None if threshold is None else threshold[rows]
+                at = operating.figures(question, probabilities[rows], own.labels, drawn, own_threshold)
                 told |= _under((*key, question.name), {name: at[name] for name in OF_QUESTION})
         return told
 
@@ -149,7 +222,8 @@ def _part(
         },
         "abstention": [{"coverage": share, "accuracy": told["coverage", share]} for share in calibration.COVERAGES],
         "operating_points": {
-            question.name: {"threshold": thresholds[question.name], **_point(question, judged, told)} for question in questions
+            question.name: {"threshold": side.threshold(question.name), **_point(question, judged, told)}
+            for question in questions
         },
         "subgroups": {
             attribute: {name: _subgroup(judged, rows, told, (attribute, name)) for name, rows in members.items()}

@@ -37,7 +37,7 @@ def draw_confusion(metrics: Mapping[str, Any], path: Path) -> None:
     for axes, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
         _draw_matrix(axes, metrics[split]["confusion"])
         judged = metrics[split]
-        size = f"{split}: {judged['n_images']} images of {judged['n_lesions']} lesions"
+        size = f"{_name_of(split, metrics)}: {judged['n_images']} images of {judged['n_lesions']} lesions"
         axes.set_title(f"{size}\nbalanced accuracy {_told(judged['overall']['balanced_accuracy'])}", fontsize=11)
     _save(figure, path)
 
@@ -79,8 +79,9 @@ def draw_calibration(metrics: Mapping[str, Any], path: Path) -> None:
     """Draw reliability before and, where it is known, after temperature, and accuracy against coverage, of test images."""
     temperature = metrics["temperature"]
     known = "not available" if temperature is None else f"{temperature:.2f}"
+    known = "of each fold" if "out_of_fold" in metrics else known
     stages = {stage: told for stage, told in metrics["test"]["calibration"].items() if told is not None}
-    subject = f"are its probabilities right? test images, temperature {known}"
+    subject = f"are its probabilities right? {_name_of('test', metrics)} images, temperature {known}"
     figure = _figure(4.4 * (len(stages) + 1), 5.0, metrics, subject)
     *panels, right = figure.subplots(1, len(stages) + 1)
     for axes, (stage, told) in zip(panels, stages.items(), strict=True):
@@ -120,7 +121,7 @@ def _curves(
 ) -> tuple[Figure, Axes]:
     """A curve for each class against the rest; `curve` gives x and y of (bool [n], probabilities [n])."""
     classes = metrics["classes"]
-    figure = _figure(8.2, 7.6, metrics, "each class against the rest, test images")
+    figure = _figure(8.2, 7.6, metrics, f"each class against the rest, {_name_of('test', metrics)} images")
     axes = figure.subplots()
     probabilities = softmax(predictions[logit_columns(classes)].to_numpy())
     for position, name in enumerate(classes):
@@ -147,7 +148,7 @@ def draw_classified(predictions: pd.DataFrame, metrics: Mapping[str, Any], datas
         for name in classes
     ]
     legend = "row: true class; above each image: predicted class and its probability"
-    subject = f"a sample of test images, mistakes over-represented\n{legend}"
+    subject = f"a sample of {_name_of('test', metrics)} images, mistakes over-represented\n{legend}"
     figure = _figure(12.4, 2.06 * len(classes) + 1.0, metrics, subject)
     grid = figure.subplots(len(classes), SHOWN_OF_CLASS, squeeze=False)
     for name, places, row in zip(classes, chosen, grid, strict=True):
@@ -218,8 +219,16 @@ def _figure(width: float, height: float, metrics: Mapping[str, Any], subject: st
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
-    figure.suptitle("\n".join([f"{metrics['architecture']}: {subject}", *_caveats(metrics)]), fontsize=12)
+    whose = metrics["architecture"]
+    if "out_of_fold" in metrics:
+        whose += f", out of fold ({metrics['out_of_fold']['folds']} folds)"
+    figure.suptitle("\n".join([f"{whose}: {subject}", *_caveats(metrics)]), fontsize=12)
     return figure
+
+
+def _name_of(split: str, metrics: Mapping[str, Any]) -> str:
+    """What the images of a split are called: those that a fold's model judged are no test set."""
+    return "held-out" if split == "test" and "out_of_fold" in metrics else split
 
 
 def _caveats(metrics: Mapping[str, Any]) -> list[str]:

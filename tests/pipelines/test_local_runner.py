@@ -1,0 +1,40 @@
+"""What a local run calls its tasks, and whose words a failed one gets."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from pipelines.local import _Watch
+from pipelines.report_facts import Run, _words_of
+
+
+@pytest.mark.parametrize(
+    ("task", "loops", "label"),
+    [
+        ("split", "", "split"),
+        ("train", "/for-loop-2-iteration-1", "train-resnet50"),
+        ("pool", "/for-loop-3-iteration-0", "pool-cnn"),
+        ("train-fold", "/for-loop-3-iteration-1/for-loop-5-iteration-12", "train-resnet50-fold-12"),
+        ("split-fold", "/for-loop-3-iteration-0/for-loop-5-iteration-0", "split-cnn-fold-0"),
+    ],
+)
+def test_a_task_of_a_loop_is_called_by_its_architecture_and_fold(tmp_path: Path, task: str, loops: str, label: str):
+    assert _Watch(tmp_path, ["cnn", "resnet50"])._label(task, f"a-run{loops}") == label
+
+
+def test_a_failed_task_is_quoted_with_its_own_words(tmp_path: Path):
+    events = [
+        {"event": "task_started", "task": "train-cnn-fold-0"},
+        {"event": "error", "step": "train", "message": "of fold 0"},
+        {"event": "task_started", "task": "train-cnn-fold-1"},
+        {"event": "error", "step": "train", "message": "of fold 1"},
+        {"event": "task_started", "task": "notify"},
+    ]
+    (tmp_path / "run.log").write_text("".join(f"::dermaflow {json.dumps(event)}\n" for event in events))
+    run = Run(folder=tmp_path, request={}, tasks=[])
+    assert _words_of(run, "train-cnn-fold-1") == "of fold 1"
+    assert _words_of(run, "train-cnn-fold-0") == "of fold 0"
+    assert _words_of(run, "notify") is None
