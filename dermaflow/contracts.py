@@ -1,5 +1,7 @@
 """The other artifacts that pass between steps: their kinds, file names, columns, and readers.
 
+Source      images/, masks/, HAM10000_metadata.csv, source.json: what ingest reads where a step, not a person, made it
+            (dermaflow.sources)
 Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
             (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
 Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
@@ -32,6 +34,7 @@ import pandas as pd
 from dermaflow.artifacts import json_digest, open_artifact, read_json
 from dermaflow.dataset import Dataset
 
+SOURCE = "source"
 MASKS = "masks"
 SPLITS = "splits"
 PLAN = "plan"

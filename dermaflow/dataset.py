@@ -66,6 +66,11 @@ def active_rows(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[~rows["withdrawn"]].reset_index(drop=True) if rows["withdrawn"].any() else rows
 
 
+def originals(rows: pd.DataFrame) -> pd.Series[str]:
+    """For each row (image_id, parent_id) the id of the photograph that the image was made from, or is."""
+    return rows["parent_id"].where(rows["parent_id"] != "", rows["image_id"])
+
+
 def _index(places: npt.NDArray[np.int64]) -> Index:
     """The same index, as a slice where it has no holes: that copies twice as fast."""
     first, last = int(places[0]), int(places[-1])

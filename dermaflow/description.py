@@ -7,7 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from dermaflow.errors import InputError
+from dermaflow.classes import HAM10000_CLASSES
+from dermaflow.errors import InputError, shown
 
 SAFE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # an id becomes a file name and a table cell
 SAFE_ID_ALLOWED = "letters, digits, dot, dash and underscore, at most 128, the first a letter or digit"
@@ -81,13 +82,13 @@ class Description(_Part):
             told = fault["msg"].removeprefix("Value error, ")
             if not key:
                 raise InputError(f"{place} must be an object; known in it: {', '.join(cls.model_fields)}") from error
-            raise InputError(f"{place}: {key} is {_shown(fault['input'])}; allowed: {told[0].lower()}{told[1:]}") from error
+            raise InputError(f"{place}: {key} is {shown(fault['input'])}; allowed: {told[0].lower()}{told[1:]}") from error
+
+    @property
+    def class_order(self) -> tuple[str, ...]:
+        """Its classes, or HAM10000's where it names none, in the order of a model's outputs."""
+        return self.classes or HAM10000_CLASSES
 
     def told(self) -> dict[str, Any]:
         """What goes into dataset.json beside name, licence and synthetic: the parts that few sources have."""
         return self.model_dump(mode="json", include={"mark", "made_from", "balance"}, exclude_none=True)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:80] + "..."

@@ -1,7 +1,9 @@
-"""The errors that a caller may handle: one class per kind, each with its exit code.
+"""The errors that a caller may handle: one class per kind, each with its exit code; and how a message quotes a value.
 
 Everything else is a programmer's error and keeps its traceback.
 """
+
+_SHOWN = 80  # characters of a foreign value that a message quotes
 
 
 class DermaflowError(Exception):
@@ -26,3 +28,10 @@ class InterruptedWorkError(DermaflowError):
     """The step was asked to end (SIGTERM) and kept what it had done: started again, it goes on from there."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: try again
+
+
+def shown(value: object) -> str:
+    """A foreign value as a message may quote it: a text in quotes, control characters escaped, at most 80 characters of it."""
+    text = value if isinstance(value, str) else repr(value)
+    short = text if len(text) <= _SHOWN else text[:_SHOWN] + "..."
+    return repr(short) if isinstance(value, str) else short

@@ -11,11 +11,10 @@ import pandas as pd
 
 from dermaflow.artifacts import write_json
 from dermaflow.augmentation import NUMBERS, Draws, transform
-from dermaflow.dataset import CLINICAL_COLUMNS, Dataset
+from dermaflow.dataset import CLINICAL_COLUMNS, Dataset, originals
 from dermaflow.description import Description
 from dermaflow.progress import progress
 
-SOURCE = "source"  # the kind of such an artifact, whose source.json ingest reads
 UNTOUCHED: dict[str, Any] = {"symmetry": np.int32(0), "zoom": np.float32(1), "brightness": np.float32(0), "hue": np.float32(0)}
 WINDOW = ("x", "y", "side")
 _BATCH = 64  # images in memory at once: 50 MB at 224 pixels in float32
@@ -28,10 +27,7 @@ def children(items: pd.DataFrame, draws: Draws) -> pd.DataFrame:
     """
     table = items.iloc[draws.rows].reset_index(drop=True).assign(**{name: getattr(draws, name) for name in NUMBERS})
     number = table.groupby("image_id").cumcount() + 1
-    return table.assign(
-        parent_id=table["parent_id"].where(table["parent_id"] != "", table["image_id"]),
-        image_id=table["image_id"] + "_a" + number.astype(str),
-    )
+    return table.assign(parent_id=originals(table), image_id=table["image_id"] + "_a" + number.astype(str))
 
 
 def of_images(dataset: Dataset, rows: npt.NDArray[np.int64]) -> pd.DataFrame:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from tests.s3_server import S3Server, s3_server
 from tests.workspace import TINY, Workspace, make_workspace, sets
+
+if TYPE_CHECKING:
+    from components.register.core import Evidence
 
 
 @pytest.fixture(scope="session")
@@ -40,11 +44,36 @@ def finished(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> tuple[
     return made, made.json("run", "--profile", "phantom", *sets(*TINY))
 
 
+@pytest.fixture
+def continued(workspace: Workspace, finished: tuple[Workspace, dict[str, Any]]) -> Workspace:
+    """A fresh working folder that goes on from the finished run: the cache answers what it has done; the registry is empty."""
+    for place in ("cache/steps", "state"):
+        shutil.copytree(finished[0].path / ".dermaflow" / place, workspace.path / ".dermaflow" / place, symlinks=True)
+    return workspace
+
+
 @pytest.fixture(scope="session")
 def finished_run(finished: tuple[Workspace, dict[str, Any]]) -> Path:
     """The folder of the finished run; not to be changed."""
     made, result = finished
     return made.path / "runs" / str(result["run_id"])
+
+
+@pytest.fixture(scope="session")
+def finished_evidence(finished_run: Path) -> Evidence:
+    """What the finished run's version was registered with."""
+    from components.register.core import Evidence
+    from dermaflow.artifacts import read_json
+
+    steps = {"dataset": "ingest/dataset", "report": "validate/report", "splits_report": "validate-splits/report",
+             "masks_and_plan_report": "validate-masks-and-plan/report",
+             "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
+             "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
+             "selection": "select/selection", "comparison": "compare/comparison",
+             "explanation": "explain/explanation"}  # fmt: skip
+    given = read_json(finished_run / "request.json")["arguments"]
+    told = {name: given[name] for name in ("params", "source_digest", "pipeline_digest", "commit")}
+    return Evidence(**{name: finished_run / place for name, place in steps.items()}, run_id=finished_run.name, **told)
 
 
 @pytest.fixture(scope="session")

@@ -34,7 +34,7 @@ Server = TypeVar("Server", bound=LocalServer)
 @contextmanager
 def running(server: Server) -> Iterator[Server]:
     """Serve from a thread until the end of the block."""
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=[0.01])  # seconds until it sees that it is to end
     thread.start()
     try:
         yield server

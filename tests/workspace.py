@@ -7,9 +7,12 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -35,11 +38,45 @@ class Workspace:
             command, cwd=self.path, capture_output=True, text=True, check=False, env={**os.environ, **environment}
         )
 
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The same within this process, where libraries that take seconds to import are there already.
+
+        For commands that only read, where another test starts the command as a user does. Not with the registry that
+        parameters name by default: MLflow keeps open what it opened under a name, and that one is relative.
+        """
+        from pipelines.cli import main
+
+        out, err = StringIO(), StringIO()
+        with patch("sys.argv", [str(DERMAFLOW), *arguments]), chdir(self.path), redirect_stdout(out), redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as end:
+                code = end.code
+        assert isinstance(code, int)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
+
     def json(self, *arguments: str) -> Any:
         """The JSON object that `dermaflow ARGUMENTS --json` prints; fails with the command's own words."""
-        done = self.run(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+        return _printed(self.run(*arguments, "--json"))
+
+    def called_json(self, *arguments: str) -> Any:
+        """The same by `call`."""
+        return _printed(self.call(*arguments, "--json"))
+
+    @property
+    def registry(self) -> str:
+        """The tracking URI of the embedded registry, by its whole path."""
+        return f"sqlite:///{self.path}/.dermaflow/mlflow.db"
+
+    def versions(self) -> list[dict[str, Any]]:
+        """What `dermaflow models --json` prints."""
+        told: list[dict[str, Any]] = self.called_json("models", *sets(f"register.tracking_uri={self.registry}"))
+        return told
+
+
+def _printed(done: subprocess.CompletedProcess[str]) -> Any:
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def make_workspace(path: Path) -> Workspace:

@@ -17,12 +17,13 @@ from components.balance.windows import free_window
 from dermaflow.artifacts import new_artifact
 from dermaflow.augmentation import Purpose, draw_epoch, image_keys, uniform
 from dermaflow.classes import NORMAL
-from dermaflow.dataset import Dataset
+from dermaflow.contracts import SOURCE
+from dermaflow.dataset import Dataset, originals
 from dermaflow.description import Balance, ClassCounts, Description, MadeFrom
 from dermaflow.errors import InputError
 from dermaflow.params import AugmentParams, MixupParams
 from dermaflow.progress import progress
-from dermaflow.sources import SOURCE, children, of_images, write_source
+from dermaflow.sources import children, of_images, write_source
 
 MARK = "paper protocol: leaks, not promotable"
 _UNMIXED = MixupParams(alpha=0, space="pixels", fixed_mixes=0)
@@ -104,7 +105,8 @@ def _order(dataset: Dataset, rows: npt.NDArray[np.int64], seed: int) -> npt.NDAr
 def _windows(dataset: Dataset, count: int, seed: int) -> tuple[pd.DataFrame, int]:
     rows = np.flatnonzero(dataset.manifest["has_truth"])
     rows = rows[_order(dataset, rows, seed)]
-    turn = dataset.manifest["lesion_id"].iloc[rows].groupby(dataset.manifest["lesion_id"].iloc[rows]).cumcount()
+    lesions = dataset.manifest["lesion_id"].iloc[rows]
+    turn = lesions.groupby(lesions).cumcount()
     rows = rows[np.argsort(turn.to_numpy(), kind="stable")]
     found = [(row, *window) for row, window in _free(dataset, rows, count)]
     if not found:
@@ -114,9 +116,8 @@ def _windows(dataset: Dataset, count: int, seed: int) -> tuple[pd.DataFrame, int
         )
     chosen, x, y, side = (np.asarray(column) for column in zip(*found, strict=True))
     table = of_images(dataset, chosen)
-    parent = table["parent_id"].where(table["parent_id"] != "", table["image_id"])
     image_id = table["image_id"] + "_n"
-    return table.assign(dx=NORMAL, image_id=image_id, parent_id=parent, x=x, y=y, side=side), len(found)
+    return table.assign(dx=NORMAL, image_id=image_id, parent_id=originals(table), x=x, y=y, side=side), len(found)
 
 
 def _free(dataset: Dataset, rows: npt.NDArray[np.int64], count: int) -> Iterator[tuple[int, tuple[int, int, int]]]:

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from components.ingest.entries import IMAGE_ENDINGS, TABLE_ENDINGS, shown
+from components.ingest.entries import IMAGE_ENDINGS, TABLE_ENDINGS
 from dermaflow import places
 from dermaflow.artifacts import read_json, write_json
-from dermaflow.errors import InputError
+from dermaflow.errors import InputError, shown
 from dermaflow.params import DataParams
 from dermaflow.progress import progress, tell
 

@@ -14,6 +14,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dermaflow.errors import shown
+
 IMAGE_ENDINGS = (".jpg", ".jpeg", ".png")
 MASK_ENDING = "_segmentation.png"
 TABLE_ENDINGS = (".csv", ".tab", ".tsv", ".txt")
@@ -21,7 +23,6 @@ UNSUPPORTED_ENDINGS = (  # images, or archives of them, that ingest does not rea
     *(".heic", ".heif", ".dcm", ".dicom", ".gif", ".webp", ".tif", ".tiff", ".bmp", ".jp2", ".j2k", ".avif", ".svg"),
     *(".jfif", ".jpe", ".jxl", ".raw", ".cr2", ".nef", ".dng", ".zip", ".tar", ".tar.gz", ".tgz", ".7z", ".rar"),
 )
-_SHOWN = 80  # characters of a foreign text that a message quotes
 _BATCH = 4096  # files that are Python objects at a time
 
 
@@ -142,11 +143,6 @@ def among(texts: pd.Series[str], others: Iterable[str]) -> pd.Series[bool]:
 def looks_like_image(name: str) -> bool:
     """Whether a file of this name claims to be an image, of a kind that ingest reads or not."""
     return name.lower().endswith((*IMAGE_ENDINGS, *UNSUPPORTED_ENDINGS))
-
-
-def shown(text: str) -> str:
-    """A foreign text as a message may quote it: in quotes, control characters escaped, at most 80 characters of it."""
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def plain(text: str) -> str:

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from components.ingest.archive import Archive
 from components.ingest.decode import Bytes, RejectedError
-from components.ingest.entries import Entry, Fault, looks_like_image, shown
+from components.ingest.entries import Entry, Fault, looks_like_image
 from components.ingest.fingerprints import RACY_SECONDS, Fingerprints
 from components.ingest.scratch import Scratch
 from dermaflow.artifacts import bytes_digest, file_digest
-from dermaflow.errors import InputError
+from dermaflow.errors import InputError, shown
 
 _DVC_CACHED = re.compile(r"/(files/md5|\.dvc/cache)/[0-9a-f]{2}/[0-9a-f]{30}\Z")
 _PASSED_OVER = ("__MACOSX",)  # and everything hidden

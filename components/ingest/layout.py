@@ -34,13 +34,11 @@ from components.ingest.entries import (
     FileColumns,
     among,
     plain,
-    shown,
 )
 from components.ingest.fingerprints import Fingerprints
 from components.ingest.metadata import METADATA_COLUMNS, Rows, id_cell, read_metadata, reject_table, take_subset
-from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.description import SAFE_ID, SAFE_ID_ALLOWED, Description
-from dermaflow.errors import InputError
+from dermaflow.errors import InputError, shown
 from dermaflow.params import DataParams
 
 SOURCE_FILE = "source.json"
@@ -78,7 +76,6 @@ class Arranged:
     masks: Entries
     said: Description
     layout: str
-    classes: tuple[str, ...]
 
 
 def arrange(files: Files, params: DataParams) -> Arranged:
@@ -92,7 +89,7 @@ def arrange(files: Files, params: DataParams) -> Arranged:
     found = _gather(files, params)
     images, masks = found.images.frame(), found.masks.frame()
     said = _said(files, found.said, params)
-    classes = said.classes or HAM10000_CLASSES
+    classes = said.class_order
     table = _one_table(found.tables, images, params, classes)
     if images.empty and not found.faults:
         raise InputError(f"data.source: {params.source} holds no images ({', '.join(IMAGE_ENDINGS)})")
@@ -111,7 +108,6 @@ def arrange(files: Files, params: DataParams) -> Arranged:
         masks=Entries(_of_ids(masks, metadata["image_id"])),
         said=said,
         layout="ham10000" if table else "class_folders",
-        classes=classes,
     )
 
 

@@ -13,9 +13,9 @@ from itertools import islice
 import numpy as np
 import pandas as pd
 
-from components.ingest.entries import among, plain, shown
+from components.ingest.entries import among, plain
 from dermaflow.description import SAFE_ID, SAFE_ID_ALLOWED
-from dermaflow.errors import InputError
+from dermaflow.errors import InputError, shown
 from dermaflow.params import Subset
 
 REQUIRED_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization")

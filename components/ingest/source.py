@@ -54,7 +54,7 @@ class Source:
         self.images: Entries = arranged.images
         self.masks: Entries = arranged.masks
         self.description = description
-        self.classes = arranged.classes
+        self.classes = arranged.said.class_order
         self.concurrency = files.concurrency
         self._files = files
 

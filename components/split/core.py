@@ -14,7 +14,7 @@ from components.split.memory import Memory, all_tests
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, new_artifact, open_artifact, write_json
 from dermaflow.contracts import EXCLUDED, SPLIT_NAMES, SPLITS, test_set_digest
-from dermaflow.dataset import Dataset
+from dermaflow.dataset import Dataset, originals
 from dermaflow.errors import InputError
 from dermaflow.folds import validated_in
 from dermaflow.params import SplitParams
@@ -139,5 +139,5 @@ def _describe(
 
 def _parents(table: pd.DataFrame, dataset: Dataset) -> pd.Series[str]:
     """For each image the photograph that it was made from, or is."""
-    found = dataset.columns("image_id", "parent_id").set_index("image_id")["parent_id"].reindex(table["image_id"])
-    return found.set_axis(table.index).where(lambda parent: parent != "", table["image_id"])
+    rows = dataset.columns("image_id", "parent_id")
+    return originals(rows).set_axis(rows["image_id"]).reindex(table["image_id"]).set_axis(table.index)

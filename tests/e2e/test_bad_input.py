@@ -114,30 +114,35 @@ def test_a_command_that_does_not_exist(workspace: Workspace):
     assert "Traceback" not in done.stderr
 
 
-def test_a_step_that_refuses_ends_the_run_with_its_own_words_and_the_log(workspace: Workspace):
+def test_weights_that_do_not_fit_are_refused_before_any_work(workspace: Workspace):
     (workspace.path / "wrong.h5").write_bytes(b"these are no weights")
-    arguments = sets(*TINY, "train.architectures=[resnet50]", "train.weights.resnet50=wrong.h5")
-    done = workspace.run("run", "--profile", "phantom", *arguments)
+    said = refused(workspace, *sets("train.architectures=[resnet50]", "train.weights.resnet50=wrong.h5"))
+    assert "train.weights.resnet50: wrong.h5 does not fit resnet50" in said
+
+
+def test_a_step_that_refuses_ends_the_run_with_its_own_words_and_the_log(continued: Workspace):
+    arguments = sets(*TINY, "train.architectures=[resnet50]", "train.batch_size=4000")
+    done = continued.run("run", "--profile", "phantom", *arguments)
     assert done.returncode == 2, done.stderr
-    assert "train.weights.resnet50: wrong.h5 does not fit resnet50" in " ".join(done.stderr.split())
+    assert "train.batch_size is 4000, but an epoch draws only 64 training images" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
-    run = only_run(workspace)
+    run = only_run(continued)
     assert str(run / "run.log") in done.stderr.replace("\n", "")
     assert '"state": "FAILED"' in (run / "notify/notification/notification.json").read_text()
-    assert workspace.json("models", "--profile", "phantom") == []
+    assert continued.versions() == []
 
 
-def test_a_step_that_breaks_shows_its_last_error_and_the_log(workspace: Workspace):
-    features = workspace.path / ".dermaflow" / "cache" / "features"
-    features.parent.mkdir(parents=True)
+def test_a_step_that_breaks_shows_its_last_error_and_the_log(continued: Workspace):
+    features = continued.path / ".dermaflow" / "cache" / "features"
     features.write_text("a file where the step makes a folder")
-    done = workspace.run("run", "--profile", "phantom", *sets(*TINY, "train.architectures=[xception]"))
+    arguments = sets(*TINY, "train.architectures=[xception]", "train.head_epochs=1")  # not what the finished run trained
+    done = continued.run("run", "--profile", "phantom", *arguments)
     assert done.returncode == 1, done.stderr
     said = " ".join(done.stderr.split())
     assert "train-xception" in said
     assert "NotADirectoryError" in said or "FileExistsError" in said
     assert "run.log" in said
-    assert "Traceback" in (only_run(workspace) / "run.log").read_text()  # a programmer's error keeps it, in the log
+    assert "Traceback" in (only_run(continued) / "run.log").read_text()  # a programmer's error keeps it, in the log
 
 
 def test_a_blocking_expectation_stops_the_run(workspace: Workspace):

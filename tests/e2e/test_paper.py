@@ -37,7 +37,7 @@ def test_the_paper_profile_shows_its_leakage_and_can_not_be_promoted(workspace: 
     )
     assert splits["leakage"]["all"]["augmented"] > 0
 
-    (version,) = workspace.json("models", "--profile", "paper")
+    (version,) = workspace.versions()
     assert version["tags"]["dermaflow.mark"] == MARK
     page = (run / "report.html").read_text()
     assert "Paper protocol: leaks, not promotable." in page

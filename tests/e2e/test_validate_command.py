@@ -1,4 +1,7 @@
-"""`dermaflow validate`, as CI runs it: bad metadata is told within seconds, artifacts find what they belong to."""
+"""`dermaflow validate`, as CI runs it: bad metadata is told within seconds, artifacts find what they belong to.
+
+Called within this process, for Great Expectations takes 3 s to import; test_command.py starts it as CI does.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,7 @@ REFUSED = "at most a small share of the source is refused (validate.max_reject_s
 )
 def test_bad_metadata_exits_1_and_names_rows_and_rule(workspace: Workspace, change: BAD, blocks, told):
     table = spoil(workspace, change)
-    done = workspace.run("validate", "spoilt", "--json")
+    done = workspace.call("validate", "spoilt", "--json")
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report["stage"] == "listing"
@@ -64,7 +67,7 @@ def test_bad_metadata_exits_1_and_names_rows_and_rule(workspace: Workspace, chan
 
 def test_without_json_the_verdict_names_the_rows_too(workspace: Workspace):
     spoil(workspace, two_diagnoses)
-    done = workspace.run("validate", "spoilt")
+    done = workspace.call("validate", "spoilt")
     assert done.returncode == 1
     assert "failed: one diagnosis for each lesion (" in done.stdout
     assert "PHI_" in done.stdout
@@ -76,7 +79,7 @@ def test_a_fault_that_only_pixels_show_is_found_at_the_second_stage(workspace: W
     other = table[table["dx"] != one["dx"]].iloc[0]
     images = workspace.path / "spoilt" / "images"
     shutil.copy(images / f"{one['image_id']}.jpg", images / f"{other['image_id']}.jpg")
-    done = workspace.run("validate", "spoilt", "--json", *sets("data.image_size=72"))
+    done = workspace.call("validate", "spoilt", "--json", *sets("data.image_size=72"))
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report["stage"] == "artifact"
@@ -94,7 +97,7 @@ def test_each_artifact_of_a_run_is_judged_by_its_own_suite(finished, finished_ru
         "evaluate-cnn/evaluation": "predictions",
     }
     for place, suite in artifacts.items():
-        report = workspace.json("validate", str(finished_run / place))
+        report = workspace.called_json("validate", str(finished_run / place))
         assert report["success"]
         assert report["suite"] == suite
 
@@ -102,9 +105,9 @@ def test_each_artifact_of_a_run_is_judged_by_its_own_suite(finished, finished_ru
 def test_a_reference_is_compared_with_or_refused(finished, finished_run: Path, tmp_path: Path):
     workspace, _ = finished
     dataset, splits = finished_run / "ingest/dataset", finished_run / "split/splits"
-    report = workspace.json("validate", str(dataset), "--reference", str(dataset))
+    report = workspace.called_json("validate", str(dataset), "--reference", str(dataset))
     assert {entry["verdict"] for entry in report["drift"]} == {"stable"}
-    report = workspace.json("validate", str(splits), "--reference", str(splits))
+    report = workspace.called_json("validate", str(splits), "--reference", str(splits))
     assert report["references"] == {str(splits): open_artifact(splits, "splits").digest}
     for arguments, said in {
         (str(dataset), "--reference", str(splits)): "is an artifact of kind 'splits'; expected 'dataset'",
@@ -113,7 +116,7 @@ def test_a_reference_is_compared_with_or_refused(finished, finished_run: Path, t
         (str(finished_run / "segment/masks"), "--reference", str(dataset)): "suite 'masks' compares with nothing",
         (str(workspace.path / "data/phantom"), "--suite", "splits"): "is no finished artifact",
     }.items():
-        done = workspace.run("validate", *arguments)
+        done = workspace.call("validate", *arguments)
         assert done.returncode == 2, arguments
         assert said in " ".join(done.stderr.split())
 
@@ -121,11 +124,11 @@ def test_a_reference_is_compared_with_or_refused(finished, finished_run: Path, t
 def test_an_artifact_that_lies_alone_says_what_it_needs_and_takes_it(finished, finished_run: Path, tmp_path: Path):
     workspace, _ = finished
     alone = shutil.copytree(finished_run / "split/splits", tmp_path / "a" / "b" / "c" / "d" / "alone")
-    done = workspace.run("validate", str(alone))
+    done = workspace.call("validate", str(alone))
     assert done.returncode == 2
     assert "needs the dataset that" in " ".join(done.stderr.split())
     assert "--with" in done.stderr
-    assert workspace.json("validate", str(alone), "--with", str(finished_run / "ingest/dataset"))["success"]
+    assert workspace.called_json("validate", str(alone), "--with", str(finished_run / "ingest/dataset"))["success"]
 
 
 def test_ci_runs_when_data_parameters_or_suites_change_and_keeps_the_pages():

@@ -13,9 +13,9 @@ from components.split.core import split
 from components.validate.core import Subject, check
 from dermaflow.artifacts import changed_files, open_artifact
 from dermaflow.augmentation import transform
+from dermaflow.contracts import SOURCE
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
-from dermaflow.sources import SOURCE
 from tests.sources import VALIDATE, augment_params, data_params, split_params, with_manifest
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc", "normal")
