@@ -16,6 +16,7 @@ from components import BEFORE, OUT_OF_FOLD, STEPS, TASKS, module_of
 from dermaflow.errors import InputError
 from dermaflow.params import Section, load_params
 from pipelines.graph import compile_to, tasks
+from pipelines.training import TRAIN_RETRIES
 from tests.sources import ROOT
 
 LIGHT = ("tensorflow", "keras", "great_expectations", "cv2", "mlflow", "shap", "sklearn", "matplotlib")
@@ -98,6 +99,19 @@ def test_every_training_asks_for_a_gpu_and_nothing_else_does(listed, spec):
         else:
             assert accelerator is None
     assert {name for name, task in listed.items() if task["gpu"]} == {"train"}
+
+
+def test_every_training_is_started_again_when_it_is_ended_and_nothing_else_is(folded):
+    """What is ended goes on from its checkpoint; any other step that fails would fail again."""
+    spec, _ = folded
+    components = [spec["root"], *spec["components"].values()]
+    every = [task for part in components for task in part.get("dag", {}).get("tasks", {}).values()]
+    retried = {task["componentRef"]["name"]: task["retryPolicy"] for task in every if "retryPolicy" in task}
+    assert retried
+    assert all(name.startswith("comp-train") for name in retried)
+    assert all(int(policy["maxRetryCount"]) == TRAIN_RETRIES for policy in retried.values())
+    trainings = {task["componentRef"]["name"] for task in every if task["componentRef"]["name"].startswith("comp-train")}
+    assert trainings == set(retried)
 
 
 def test_what_writes_to_the_registry_or_tells_people_is_never_answered_from_the_cache(listed):
