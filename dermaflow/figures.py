@@ -265,12 +265,11 @@ def _sizes(judged: Judged, rows: Rows) -> dict[str, int]:
 
 
 def _groups(rows: pd.DataFrame) -> dict[str, dict[str, Rows]]:
-    """For each attribute that is known the images of each of its values, in the order in which images are judged."""
-    ordered = rows.sort_values("image_id")
+    """For each attribute that is known the images of each of its values."""
     found = {}
     for name in SUBGROUPS:
-        if name in ordered:
-            named = _named(name, ordered[name])
+        if name in rows:
+            named = _named(name, rows[name])
             found[name] = {value: np.asarray(named == value) for value in sorted(named.unique(), key=_order_of(name))}
     return found
 

@@ -208,6 +208,10 @@ class MixupParams(Section):
             raise InputError("augment.balance=balanced_mixup mixes, but mixup.alpha is 0; set mixup.alpha, say to 0.2")
 
 
+Loss = Literal["cross_entropy", "class_weights", "logit_adjustment"]
+Monitor = Literal["balanced_accuracy", "auroc"]
+
+
 class FineTuneParams(Section):
     """The second stage of transfer learning: after its head, a pretrained network is tuned from a block on."""
 
@@ -237,10 +241,10 @@ class TrainParams(Section):
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     learning_rates: dict[ArchitectureName, Annotated[float, Field(gt=0, le=1)]]
     dropout: dict[ArchitectureName, Annotated[float, Field(ge=0, lt=1)]]
-    loss: Literal["cross_entropy", "class_weights", "logit_adjustment"]
+    loss: Loss
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    monitor: Literal["balanced_accuracy", "auroc"]
+    monitor: Monitor
     patience: Annotated[int, Field(ge=0, le=1000)]
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
     masks: Literal["none", "crop", "channel", "background_off"]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from dermaflow import places
 from dermaflow.architectures import ARCHITECTURES, build_model, load_backbone_weights
-from dermaflow.artifacts import bytes_digest, file_digest
+from dermaflow.artifacts import file_digest, json_digest
 from dermaflow.errors import InputError
 from dermaflow.params import TrainParams
 from dermaflow.storage import S3, Bucket, StoredObjectError, split_uri
@@ -94,17 +95,20 @@ def _published(architecture: str) -> Path:
 
 
 def _stored(architecture: str, uri: str) -> Path:
+    """The object as a file of the cache; it is fetched once for each version of it that the store tells."""
     name, key = split_uri(uri)
-    try:
-        data = Bucket(name, _PATIENCE, 1).get(key)
-    except StoredObjectError as error:
-        raise InputError(f"train.weights.{architecture}: {uri}: {error.detail}") from error
-    if data is None:
+    bucket = Bucket(name, _PATIENCE, 1)
+    item = next((item for item in bucket.objects(key) if item.key == key), None)
+    if item is None:
         raise InputError(f"train.weights.{architecture}: {uri}: there is no such object; correct the key")
-    path = _cache() / bytes_digest(data).removeprefix("sha256:") / Path(key).name
+    version = json_digest([bucket.endpoint, uri, item.etag, item.size, item.modified]).removeprefix("sha256:")
+    path = _cache() / version / Path(key).name
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        part.write_bytes(data)
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            part.write_bytes(bucket.read(item))
+        except StoredObjectError as error:
+            raise InputError(f"train.weights.{architecture}: {uri}: {error.detail}") from error
         part.replace(path)
     return path

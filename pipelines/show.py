@@ -157,7 +157,8 @@ def _out_of_fold(pooled: Sequence[dict[str, Any]]) -> Table:
         table.add_column(name, justify="left" if name in ("architecture", "") else "right")
     for entry in pooled:
         cells = []
-        for name, spread in entry["over_folds"].items():
+        for name in ("balanced_accuracy", "auroc"):
+            spread = entry["over_folds"][name]
             cells += [_interval(entry[name]), f"{spread['mean']:.3f} ({spread['sd']:.3f})"]
         table.add_row(entry["architecture"], *cells, NOT_A_RESULT if entry["pipeline_check"] else "")
     return table

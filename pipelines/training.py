@@ -44,12 +44,6 @@ def _named(component: Any, name: str) -> Any:
     return other
 
 
-def _as_training(task: Any) -> Any:
-    """A task that has a GPU to itself, and is started again where it was ended."""
-    task.set_accelerator_type(GPU).set_accelerator_limit(1)
-    return task.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
-
-
 ingest_originals, validate_originals = _named(ingest_step, "ingest-originals"), _named(validate_step, "validate-originals")
 split_fold, augment_fold = _named(fold_step, "split-fold"), _named(augment_step, "augment-fold")
 train_fold, evaluate_fold = _named(train_step, "train-fold"), _named(evaluate_step, "evaluate-fold")
@@ -140,8 +134,9 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             )
             masks_and_plan_checked.after(splits_checked).set_display_name("Check masks and plan")
 
-            with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as architecture:
-                trained = train_step(
+            def train_and_judge(trainer: Any, judge: Any, splits: Any, plan: Any, architecture: Any) -> tuple[Any, Any]:
+                """A model of an architecture by some splits and their plan, on a GPU of its own, and its evaluation."""
+                trained = trainer(
                     dataset=dataset,
                     splits=splits,
                     plan=plan,
@@ -152,9 +147,9 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     weights_digest=weights_digest,
                     code=code_digest("train"),
                 )
-                _as_training(trained.after(masks_and_plan_checked)).set_display_name("Train")
-
-                judged = evaluate_step(
+                trained.set_accelerator_type(GPU).set_accelerator_limit(1)
+                trained.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
+                judged = judge(
                     dataset=dataset,
                     splits=splits,
                     masks=masks,
@@ -162,6 +157,11 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     evaluate=evaluate,
                     code=code_digest("evaluate"),
                 )
+                return trained, judged
+
+            with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as architecture:
+                trained, judged = train_and_judge(train_step, evaluate_step, splits, plan, architecture)
+                trained.after(masks_and_plan_checked).set_display_name("Train")
                 judged.set_display_name("Judge")
 
             predictions_checked = validate_predictions(
@@ -193,30 +193,17 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     with dsl.ParallelFor(items=folds, name="folds", parallelism=parallelism) as fold:
                         parted = split_fold(splits=splits, fold=fold, code=code_digest("fold"))
                         parted.after(masks_and_plan_checked).set_display_name("Hold out a fold")
-                        held_out = {"dataset": dataset, "splits": parted.outputs["held_out"]}
+                        held_out = parted.outputs["held_out"]
 
-                        planned = augment_fold(**held_out, augment=augment, mixup=mixup, code=code_digest("augment"))
+                        planned = augment_fold(
+                            dataset=dataset, splits=held_out, augment=augment, mixup=mixup, code=code_digest("augment")
+                        )
                         planned.set_display_name("Plan the fold's augmentation")
 
-                        trained = train_fold(
-                            **held_out,
-                            plan=planned.outputs["plan"],
-                            masks=masks,
-                            architecture=architecture,
-                            train=train,
-                            register=register,
-                            weights_digest=weights_digest,
-                            code=code_digest("train"),
+                        trained, judged = train_and_judge(
+                            train_fold, evaluate_fold, held_out, planned.outputs["plan"], architecture
                         )
-                        _as_training(trained).set_display_name("Train without the fold")
-
-                        judged = evaluate_fold(
-                            **held_out,
-                            masks=masks,
-                            model=trained.outputs["model"],
-                            evaluate=evaluate,
-                            code=code_digest("evaluate"),
-                        )
+                        trained.set_display_name("Train without the fold")
                         judged.set_display_name("Judge on the fold")
 
                     pooled = pool_step(

@@ -117,7 +117,7 @@ class Checkpoints:
             return None
 
     def write(self, name: str, arrays: Arrays, told: Mapping[str, Any]) -> None:
-        """Keep a checkpoint in place of the one of this name; then end the process, if it was asked to."""
+        """Keep a checkpoint in place of the one of this name: all of it, or the older one stays."""
         buffer = io.BytesIO()
         np.savez(buffer, **{_TOLD: np.array(json.dumps(told)), **arrays})  # type: ignore[arg-type]
         self._place.write(name + ".npz", buffer.getvalue())

@@ -16,7 +16,7 @@ from components.train import devices, recipe, stages
 from components.train.checkpoints import Checkpoints, ends_when_asked
 from components.train.curves import draw_curves
 from components.train.follow import Follower
-from components.train.frozen import compiled, in_batches, weights_digest
+from components.train.frozen import weights_digest
 from components.train.loop import Stage, State, fit, forget
 from components.train.material import Material, gather
 from components.train.recipe import Recipe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Places:
-    """Where training keeps things that outlive it: features in `cache`, checkpoints in `state`, a folder or s3://."""
+    """Folders that outlive a training: of features, and of checkpoints where params name no other place for them."""
 
     cache: Path
     state: Path
@@ -62,8 +62,7 @@ class _Trained:
     @property
     def best_epoch(self) -> int:
         """Whose weights are kept, counted over all stages: of the last stage, unless it never beat the one before."""
-        before = 0
-        best = 0
+        before = best = 0
         for _, state in self.stages:
             best = before + state.best_epoch if state.best_epoch else best
             before += state.epoch
@@ -142,7 +141,7 @@ class _Work:
         device: devices.Device,
         cache: Path,
         checkpoints: Checkpoints,
-        on_epoch: Callable[[dict[str, Any]], None],
+        on_epoch: Callable[[int, dict[str, Any]], None],
     ) -> None:
         self.architecture, self.material, self.weights, self.device = architecture, material, weights, device
         self.block = material.params.block_of(architecture)
@@ -178,8 +177,7 @@ class _Work:
             stage = stages.whole(self._model, self.material)
         else:
             stage = stages.blocks(self._model, self.material, self.block, self._cache, self.device.precision)
-        earlier = State(score=first[1].score, best=stage.model.get_weights())
-        return _Trained([first, self._fit(stage, recipe.of_fine_tuning(params, **given), earlier)])
+        return _Trained([first, self._fit(stage, recipe.of_fine_tuning(params, **given), first[1])])
 
     def finished(self) -> keras.Model:
         """The trained model, in float32 whatever it was trained in."""
@@ -189,9 +187,16 @@ class _Work:
         model.set_weights(self._model.get_weights())
         return model
 
-    def _fit(self, stage: Stage, how: Recipe, earlier: State | None = None) -> tuple[str, State]:
+    def _fit(self, stage: Stage, how: Recipe, before: State | None = None) -> tuple[str, State]:
+        """Train a stage; after another one it begins at that one's best, which `stage.model` carries."""
+        earlier = None if before is None else State(score=before.score, best=stage.model.get_weights())
+        passed = 0 if before is None else before.epoch
+
+        def on_epoch(row: dict[str, Any]) -> None:
+            self._on_epoch(passed + row["epoch"], row)
+
         text = f"{self.architecture} {stage.name}"
-        return stage.name, fit(stage, how, self._checkpoints, text, earlier=earlier, on_epoch=self._on_epoch)
+        return stage.name, fit(stage, how, self._checkpoints, text, earlier=earlier, on_epoch=on_epoch)
 
     def _built(self, precision: str) -> keras.Model:
         material = self.material
@@ -221,9 +226,8 @@ def _told_when_out_of_memory(params: TrainParams) -> Iterator[None]:
 
 def _predictions(model: keras.Model, material: Material) -> pd.DataFrame:
     """The finished model's logits of the clean validation images: image_id, lesion_id, label, logit_<class>."""
-    forward, rows, classes = compiled(model), material.validation_rows, material.dataset.classes
-    logits = in_batches(forward, lambda part: material.inputs(rows[part]), np.arange(len(rows)))
-    images = material.dataset.manifest.iloc[rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
+    logits, classes = stages.judged_images(model, material, material.validation_rows).logits(), material.dataset.classes
+    images = material.dataset.manifest.iloc[material.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
     return pd.concat([images, pd.DataFrame(logits, columns=contracts.logit_columns(classes))], axis=1)
 
 

@@ -33,7 +33,6 @@ class Follower:
         self._register, self._checkpoints = register, checkpoints
         self._params = {"architecture": architecture, **_flat(params.model_dump(mode="json", exclude={"architectures"}))}
         self._tags = {"mlflow.runName": f"train {architecture}", "dermaflow.training_key": key}
-        self._epochs = 0
         self._to_do: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._begun = threading.Event()
         self._run_id: str | None = None
@@ -56,15 +55,10 @@ class Follower:
             self._begun.wait(_PATIENCE)
         return self._run_id
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Tell an epoch's row of the history; epochs are counted over all stages."""
-        self._epochs += 1
+    def epoch(self, epoch: int, row: dict[str, Any]) -> None:
+        """Tell an epoch's row of the history, and its number over all stages."""
         numbers = {name: float(value) for name, value in row.items() if name not in ("stage", "epoch")}
-        self._to_do.put(("epoch", (self._epochs, int(time.time() * 1000), numbers)))
-
-    def skip(self, epochs: int) -> None:
-        """Count epochs that were told before the training was interrupted."""
-        self._epochs += epochs
+        self._to_do.put(("epoch", (epoch, int(time.time() * 1000), numbers)))
 
     def finish(self, history: Path) -> None:
         """Tell what came of it: the folder of the history, with the learning curves."""

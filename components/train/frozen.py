@@ -12,11 +12,10 @@ import numpy.typing as npt
 from components.train.features import Features, FeatureStore
 from components.train.material import Material
 from dermaflow.augmentation import transform
+from dermaflow.predict import BATCH
 
 if TYPE_CHECKING:
     import keras
-
-PREDICT_BATCH = 32
 
 
 class FrozenFeatures:
@@ -105,11 +104,11 @@ def compiled(model: keras.Model) -> Any:
 
 
 def in_batches(forward: Any, batch: Any, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-    """`forward` of `batch(positions)`, PREDICT_BATCH at a time.
+    """`forward` of `batch(positions)`, BATCH at a time.
 
     All batches have one shape: a result does not depend on what else is computed beside it, and nothing is compiled twice.
     """
-    size, results = min(PREDICT_BATCH, max(len(positions), 1)), []
+    size, results = min(BATCH, max(len(positions), 1)), []
     for start in range(0, len(positions), size):
         part = positions[start : start + size]
         results.append(forward(batch(np.resize(part, size)))[: len(part)])

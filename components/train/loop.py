@@ -14,8 +14,9 @@ import numpy.typing as npt
 
 from components.train.checkpoints import Checkpoints, end_if_asked
 from components.train.recipe import Recipe
+from dermaflow.calibration import losses
 from dermaflow.errors import GateError
-from dermaflow.metrics import areas_of, balanced_accuracy, confusion_counts, softmax
+from dermaflow.metrics import balanced_accuracy, confusion_counts, macro, ranked, softmax
 from dermaflow.progress import progress
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ Logits = npt.NDArray[np.float32]
 Labels = npt.NDArray[np.int64]
 Batches = Callable[[int, int], Iterator[tuple[npt.NDArray[Any], ...]]]
 Prepare = Callable[..., tuple[Any, Any]]
-History = list[dict[str, Any]]
 
 PREFETCHED = 2  # batches made ready while the device works on one
 _BETWEEN_LOOKS = 1.0  # seconds between two looks at the loss: reading it makes the host wait for the device
@@ -80,7 +80,7 @@ class State:
     score: tuple[float, float] = (-1.0, float("-inf"))
     best_epoch: int = 0
     best: list[npt.NDArray[Any]] = field(default_factory=list)
-    history: History = field(default_factory=list)
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -298,26 +298,15 @@ def _parted(batch: Sequence[npt.NDArray[Any]], images: int, replicas: int) -> It
 
 
 def _judge(name: str, judged: Judged) -> dict[str, float]:
+    """Loss (nats), balanced accuracy and macro AUROC of judged images."""
     logits, labels = judged.logits(), judged.labels
-    counts = confusion_counts(logits.argmax(axis=1), labels, np.ones((1, len(labels))), logits.shape[1])
+    ones = np.ones((1, len(labels)))
+    counts = confusion_counts(logits.argmax(axis=1), labels, ones, logits.shape[1])
     return {
-        f"{name}_loss": cross_entropy(logits, labels),
+        f"{name}_loss": float(losses(logits, labels)["nll"].mean()),
         f"{name}_balanced_accuracy": float(balanced_accuracy(counts)[0]),
-        f"{name}_auroc": macro_auroc(logits, labels),
+        f"{name}_auroc": float(macro(ranked(softmax(logits), labels, ones)["auroc"])[0]),
     }
-
-
-def cross_entropy(logits: Logits, labels: Labels) -> float:
-    """Mean negative log-likelihood of the labels, in nats."""
-    shifted = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    return float(np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]))
-
-
-def macro_auroc(logits: Logits, labels: Labels) -> float:
-    """Mean over the classes of the area under each one's ROC curve, one against the rest; of classes that are there."""
-    probabilities, ones = softmax(logits), np.ones((1, len(labels)))
-    areas = [float(areas_of(probabilities[:, label], labels == label, ones)[0][0]) for label in range(logits.shape[1])]
-    return float(np.nanmean(areas))
 
 
 def _schedule(recipe: Recipe, steps: int) -> Any:

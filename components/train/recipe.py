@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from dermaflow.params import TrainParams
+from dermaflow.params import Loss, Monitor, TrainParams
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Recipe:
     shares: npt.NDArray[np.float64]
     warm_up: float = 0.0
     cosine: bool = False
-    loss: Literal["cross_entropy", "class_weights", "logit_adjustment"] = "cross_entropy"
+    loss: Loss = "cross_entropy"
     label_smoothing: float = 0.0
     average: float = 0.0
-    monitor: Literal["balanced_accuracy", "auroc"] = "balanced_accuracy"
+    monitor: Monitor = "balanced_accuracy"
     patience: int = 0
     precision: str = "float32"
     jit: bool = False

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from components.train.features import Features
 from components.train.frozen import FrozenFeatures, compiled, in_batches
 from components.train.loop import Batches, Judged, Prepare, Stage
 from components.train.material import Material
@@ -19,26 +18,21 @@ from dermaflow.augmentation import NUMBERS, Purpose, augmented, mix, uniform
 if TYPE_CHECKING:
     import keras
 
+Rows = npt.NDArray[np.int64]
+Take = Callable[[Rows], npt.NDArray[Any]]  # positions among some images -> what the model takes of them
+
 WHOLE_STAGE, HEAD_STAGE, BLOCK_STAGE = "whole", "head", "blocks"
 
 
 def whole(model: keras.Model, material: Material) -> Stage:
     """Every layer on images: transforms and MixUp run inside the compiled step."""
     material.mixup.require_fit(model.name)
-    forward = compiled(model)
+    return _over_draws(WHOLE_STAGE, model, material, image_batches(material), lambda rows: _images(material, rows))
 
-    def judged(rows: npt.NDArray[np.int64]) -> Judged:
-        return Judged(material.labels(rows), lambda: in_batches(forward, lambda part: material.inputs(rows[part]), _all(rows)))
 
-    return Stage(
-        WHOLE_STAGE,
-        model,
-        *image_batches(material),
-        steps=len(_slices(material.draws_per_epoch, material.params.batch_size)),
-        images=material.params.batch_size,
-        validation=judged(material.validation_rows),
-        train=judged(material.train_rows[material.curve]),
-    )
+def judged_images(model: keras.Model, material: Material, rows: Rows) -> Judged:
+    """The images of manifest rows as they are, as a model judges them."""
+    return _judged(compiled(model), material, rows, _images(material, rows))
 
 
 def image_batches(material: Material) -> tuple[Prepare, Batches]:
@@ -166,25 +160,35 @@ def blocks(model: keras.Model, material: Material, block: str, cache: Path, prec
     prefix, tail = split_at(model, block)
     name = f"{model.name} before {block}"
     features = FrozenFeatures(prefix, material, cache, name=name, precision=precision, dtype=np.float16)
-    stored, forward = features.train(), compiled(tail)
+    stored = features.train()
     views = len(stored) // len(material.train_rows)
+    prepared = _mixed_features(material, lambda rows, view: stored.take(rows * views + view), views)
+    return _over_draws(BLOCK_STAGE, tail, material, prepared, lambda rows: features.clean(rows).take)
 
-    def take(rows: npt.NDArray[np.int64], view: npt.NDArray[np.int64]) -> npt.NDArray[np.floating[Any]]:
-        return stored.take(rows * views + view)
 
-    def judged(rows: npt.NDArray[np.int64]) -> Judged:
-        clean: Features = features.clean(rows)
-        return Judged(material.labels(rows), lambda: in_batches(forward, clean.take, _all(rows)))
-
+def _over_draws(
+    name: str, model: keras.Model, material: Material, prepared: tuple[Prepare, Batches], inputs: Callable[[Rows], Take]
+) -> Stage:
+    """A stage whose epoch is the plan's draws; `inputs` tells how the images of manifest rows come to the model clean."""
+    forward = compiled(model)
+    curve = material.train_rows[material.curve]
     return Stage(
-        BLOCK_STAGE,
-        tail,
-        *_mixed_features(material, take, views),
+        name,
+        model,
+        *prepared,
         steps=len(_slices(material.draws_per_epoch, material.params.batch_size)),
         images=material.params.batch_size,
-        validation=judged(material.validation_rows),
-        train=judged(material.train_rows[material.curve]),
+        validation=_judged(forward, material, material.validation_rows, inputs(material.validation_rows)),
+        train=_judged(forward, material, curve, inputs(curve)),
     )
+
+
+def _judged(forward: Any, material: Material, rows: Rows, take: Take) -> Judged:
+    return Judged(material.labels(rows), lambda: in_batches(forward, take, np.arange(len(rows))))
+
+
+def _images(material: Material, rows: Rows) -> Take:
+    return lambda part: material.inputs(rows[part])
 
 
 def _mixed_features(material: Material, take: Any, views: int) -> tuple[Prepare, Batches]:
@@ -203,10 +207,6 @@ def _mixed_features(material: Material, take: Any, views: int) -> tuple[Prepare,
             yield take(rows, (choice * views).astype(np.int64)), train_labels[rows], draws.mix[part]
 
     return prepare, batches
-
-
-def _all(rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    return np.arange(len(rows))
 
 
 def _slices(count: int, batch_size: int) -> list[slice]:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +16,7 @@ from dermaflow.architectures import ARCHITECTURES, BACKBONE, HEAD, build_model, 
 from dermaflow.artifacts import new_artifact
 from dermaflow.dataset import Dataset
 from dermaflow.errors import GateError, InputError
-from dermaflow.params import MixupParams, TrainParams, load_params
+from dermaflow.params import MixupParams, RegisterParams, TrainParams, load_params
 from tests.sources import MIXUP, augment_params
 from tests.workspace import ROOT
 
@@ -33,14 +29,21 @@ def params(**changes) -> TrainParams:
 
 
 def train_in(
-    run: Path, target: Path, architecture: str, settings: TrainParams, plan: Path | None = None, splits: Path | None = None
+    run: Path,
+    target: Path,
+    architecture: str,
+    settings: TrainParams,
+    *,
+    plan: Path | None = None,
+    splits: Path | None = None,
+    register: RegisterParams | None = None,
 ) -> dict:
     """Train on a run's artifacts, or others in their place."""
     from components.train.core import Places, train
 
     inputs = run / "ingest/dataset", splits or run / "split/splits", plan or run / "augment/plan", run / "segment/masks"
     places = Places(target / "cache", target / "state")
-    return train(*inputs, architecture, settings, target / "model", target / "history", places=places)
+    return train(*inputs, architecture, settings, target / "model", target / "history", places=places, register=register)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -113,30 +116,6 @@ def test_masks_reach_the_network(prepared: Path, tmp_path: Path, mode: str):
     assert predict_logits(tmp_path / "model", dataset, rows, prepared / "segment/masks").shape == (4, 7)
     with pytest.raises(InputError, match="give the Masks artifact"):
         predict_logits(tmp_path / "model", dataset, rows, None)
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from tests.unit.test_train import params, train_in
-train_in(Path(sys.argv[1]), Path(sys.argv[2]), "cnn", params(epochs=3))
-"""
-
-
-def test_killed_training_goes_on_and_ends_with_the_same_weights(prepared: Path, tmp_path: Path):
-    undisturbed = train_in(prepared, tmp_path / "whole", "cnn", params(epochs=3))
-    killed = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(prepared), str(tmp_path / "killed")], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 120
-    while not list((tmp_path / "killed").rglob("whole.npz")) and time.monotonic() < deadline and killed.poll() is None:
-        time.sleep(0.02)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
-    assert not (tmp_path / "killed/model").exists()
-    assert list((tmp_path / "killed").rglob("whole.npz")), "training ended before it could be killed"
-    resumed = train_in(prepared, tmp_path / "killed", "cnn", params(epochs=3))
-    assert resumed["weights_digest"] == undisturbed["weights_digest"]
 
 
 def planned(run: Path, target: Path, mixup: MixupParams = MIXUP, splits: Path | None = None, **changes) -> Path:

@@ -15,7 +15,8 @@ import pytest
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, BACKBONE, Architecture, build_model, freeze_batch_norms, split_at
 from dermaflow.errors import InputError
-from dermaflow.params import FineTuneParams, load_params
+from dermaflow.params import FineTuneParams, RegisterParams, load_params
+from dermaflow.registry import connect
 from tests.unit.test_train import params, planned, train_in
 from tests.workspace import ROOT
 
@@ -166,13 +167,19 @@ ENDED = """
 import sys
 from pathlib import Path
 from dermaflow.progress import step
-from tests.unit.test_train import train_in
 from tests.unit import test_train_stages as here
-settings = here.SETTINGS[sys.argv[3]].model_copy(update={"checkpoint_seconds": 0.0})
+from tests.unit.test_train import train_in
+run, target, architecture = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+settings = here.SETTINGS[architecture].model_copy(update={"checkpoint_seconds": 0.0})
 with step("train"):
-    train_in(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], settings)
+    train_in(run, target, architecture, settings, register=here.followed_in(target))
 """
 SETTINGS = {"cnn": params(epochs=3), "resnet50": tuned("resnet50", "conv5_block3", tune_epochs=2, head_epochs=2)}
+
+
+def followed_in(folder: Path) -> RegisterParams:
+    """A registry of its own."""
+    return load_params("default", [f"register.tracking_uri=sqlite:///{folder}/mlflow.db"], ROOT).register_
 
 
 def ended(prepared: Path, target: Path, architecture: str, how: signal.Signals, state: str) -> int:
@@ -188,22 +195,33 @@ def ended(prepared: Path, target: Path, architecture: str, how: signal.Signals, 
 
 
 @pytest.mark.parametrize(
-    ("architecture", "how", "state"), [("cnn", signal.SIGTERM, "whole.npz"), ("resnet50", signal.SIGKILL, "blocks.npz")]
+    ("architecture", "how", "state"),
+    [("cnn", signal.SIGTERM, "whole.npz"), ("cnn", signal.SIGKILL, "whole.npz"), ("resnet50", signal.SIGKILL, "blocks.npz")],
 )
 def test_training_ended_within_an_epoch_goes_on_and_ends_with_the_same_weights(
     prepared: Path, tmp_path: Path, architecture: str, how: signal.Signals, state: str
 ):
+    """And in MLflow it is one run, with each epoch of both stages once."""
     undisturbed = train_in(prepared, tmp_path / "whole", architecture, SETTINGS[architecture])
-    code = ended(prepared, tmp_path / "ended", architecture, how, state)
+    folder = tmp_path / "ended"
+    folder.mkdir()
+    code = ended(prepared, folder, architecture, how, state)
     assert code == (75 if how == signal.SIGTERM else -9)
-    assert not (tmp_path / "ended/model").exists()
-    assert list((tmp_path / "ended").rglob(state)), "training ended before it could be ended"
-    gone_on = train_in(prepared, tmp_path / "ended", architecture, SETTINGS[architecture])
+    assert not (folder / "model").exists()
+    assert list(folder.rglob(state)), "training ended before it could be ended"
+    gone_on = train_in(prepared, folder, architecture, SETTINGS[architecture], register=followed_in(folder))
     assert gone_on["weights_digest"] == undisturbed["weights_digest"]
     assert gone_on["best_epoch"] == undisturbed["best_epoch"]
-    assert not list((tmp_path / "ended/state").rglob("*.npz")), "training state is left behind"
+    assert not list((folder / "state").rglob("*.npz")), "training state is left behind"
     history = [pd.read_parquet(tmp_path / name / "history/history.parquet")["loss"] for name in ("whole", "ended")]
     np.testing.assert_array_equal(*history)
+
+    client = connect(followed_in(folder).tracking_uri)
+    (run,) = client.search_runs([client.get_run(gone_on["run"]).info.experiment_id])
+    assert run.info.status == "FINISHED"
+    told = client.get_metric_history(run.info.run_id, "loss")
+    assert [point.step for point in told] == list(range(1, len(history[1]) + 1))
+    np.testing.assert_allclose([point.value for point in told], history[1])
 
 
 def test_checkpoints_and_weights_in_s3(s3, monkeypatch, prepared: Path, tmp_path: Path):
@@ -297,16 +315,8 @@ def test_two_devices_come_to_what_one_does(prepared: Path, tmp_path: Path):
 
 
 def test_training_can_be_followed_in_mlflow_while_it_runs(prepared: Path, tmp_path: Path):
-    from components.train.core import Places, train
-    from dermaflow.registry import connect
-
-    register = load_params("default", [f"register.tracking_uri=sqlite:///{tmp_path}/mlflow.db"], ROOT).register_
-    inputs = prepared / "ingest/dataset", prepared / "split/splits", prepared / "augment/plan", prepared / "segment/masks"
-    info = train(
-        *inputs, "resnet50", params(head_epochs=3), tmp_path / "model", tmp_path / "history",
-        places=Places(tmp_path / "cache", tmp_path / "state"), register=register,
-    )  # fmt: skip
-    client = connect(register.tracking_uri)
+    info = train_in(prepared, tmp_path, "resnet50", params(head_epochs=3), register=followed_in(tmp_path))
+    client = connect(followed_in(tmp_path).tracking_uri)
     run = client.get_run(info["run"])
     assert run.info.status == "FINISHED"
     assert run.data.params["architecture"] == "resnet50"
@@ -320,15 +330,8 @@ def test_training_can_be_followed_in_mlflow_while_it_runs(prepared: Path, tmp_pa
 
 
 def test_a_registry_that_does_not_answer_does_not_end_the_training(prepared: Path, tmp_path: Path, capfd):
-    from components.train.core import Places, train
-
     (tmp_path / "a-file").touch()
-    register = load_params("default", [f"register.tracking_uri=sqlite:///{tmp_path}/a-file/mlflow.db"], ROOT).register_
-    inputs = prepared / "ingest/dataset", prepared / "split/splits", prepared / "augment/plan", prepared / "segment/masks"
-    info = train(
-        *inputs, "resnet50", params(head_epochs=1), tmp_path / "model", tmp_path / "history",
-        places=Places(tmp_path / "cache", tmp_path / "state"), register=register,
-    )  # fmt: skip
+    info = train_in(prepared, tmp_path, "resnet50", params(head_epochs=1), register=followed_in(tmp_path / "a-file"))
     assert info["run"] is None
     assert "training can not be followed in MLflow" in capfd.readouterr().err
 
