@@ -36,10 +36,9 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, title: str, path: Path) 
         for end in ends:
             axis.axvline(end + 0.5, color="#999999", linewidth=1)
             axis.text(
-                end + 0.5, 1.0, " next stage", transform=axis.get_xaxis_transform(), va="top", fontsize=7, color="#555555"
+                end + 0.5, 0.97, " next stage", transform=axis.get_xaxis_transform(), va="top", fontsize=7, color="#555555"
             )
-        if best_epoch:
-            axis.axvline(best_epoch, color="#666666", linestyle="--", linewidth=1, label=f"kept: epoch {best_epoch}")
+        axis.axvline(best_epoch, color="#666666", linestyle="--", linewidth=1, label=f"kept: epoch {best_epoch}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
         axis.xaxis.get_major_locator().set_params(integer=True)
