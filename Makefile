@@ -18,8 +18,8 @@ run: setup  ## the main job on synthetic images: the whole pipeline, to a regist
 	$(BIN)/dermaflow data phantom $(PHANTOMS) --images 420 --seed 7
 	$(BIN)/dermaflow run --profile phantom
 
-test: setup-dev  ## every test
-	$(BIN)/python -m pytest
+test: setup-dev  ## every test, in as many processes as there are cores
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
 check: setup-dev  ## lint, types, shell scripts, YAML, import weight
 	$(BIN)/ruff check .

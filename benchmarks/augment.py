@@ -19,7 +19,9 @@ import sys
 import time
 from typing import Any
 
-from measured import contestant, machine, run, tell
+from measured import contestant, run, tell
+
+from dermaflow.lineage import machine
 
 MOST = {"augmented / plain": 1.05}
 BATCH, CLASSES = 32, 7

@@ -21,7 +21,9 @@ import sys
 import time
 from typing import Any
 
-from measured import contestant, machine, run, tell
+from measured import contestant, run, tell
+
+from dermaflow.lineage import machine
 
 MOST = {"seconds, test alone": 3.0, "seconds, both sides": 3.0, "largest difference": 1e-9}
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")

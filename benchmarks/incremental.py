@@ -27,9 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from measured import ROOT, SHARED, contestant, machine, run
+from measured import ROOT, SHARED, contestant, run
 
 from components.ingest.fingerprints import RACY_SECONDS
+from dermaflow.lineage import machine
 
 ADDED = 100
 MOST_SHARE = 0.05  # of the full ingest's work, from 50,000 images on

@@ -24,7 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from measured import SHARED, contestant, machine, run, tell
+from measured import SHARED, contestant, run, tell
+
+from dermaflow.lineage import machine
 
 SIZE = 224
 BOUNDS = {"ingest / newcomer": 1.7, "ingest / bound": 0.80}

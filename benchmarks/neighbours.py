@@ -27,7 +27,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from measured import ROOT, SHARED, anonymous_mib, contestant, machine, run
+from measured import ROOT, SHARED, anonymous_mib, contestant, run
+
+from dermaflow.lineage import machine
 
 SIZE = 224  # px
 ADDED, REPEATS = 100, 3  # images, for the cost of growth; the best time counts

@@ -25,7 +25,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from measured import SHARED, contestant, machine, run, tell
+from measured import SHARED, contestant, run, tell
+
+from dermaflow.lineage import machine
 
 HAM10000 = SHARED / "data" / "ham10000"
 LEAST = {"mean Dice, untouched half": 0.84, "mean Dice over classes, untouched half": 0.78, "plain / segment": 8.0}

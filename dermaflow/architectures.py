@@ -114,7 +114,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         published=Published(
             f"{KERAS}/resnet/resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5", "4d473c1dd8becc155b73f8504c6f6626"
         ),
-        blocks=("conv5_block3", "conv5_block2", "conv5", "conv4", "conv3"),
+        blocks=("conv5_block3", "conv5_block2", "conv5", "conv4_block4", "conv4", "conv3"),
     ),
     "xception": Architecture(
         xception,

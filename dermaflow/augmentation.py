@@ -249,14 +249,30 @@ def transform(images: tf.Tensor, symmetry: tf.Tensor, zoom: tf.Tensor, brightnes
     """
     import tensorflow as tf
 
-    transposed, upside_down, mirrored = (tf.bitwise.bitwise_and(symmetry, bit) > 0 for bit in (4, 2, 1))
-    images = tf.where(transposed[:, None, None, None], tf.transpose(images, (0, 2, 1, 3)), images)
-    images = _resampled(images, mirrored, zoom, axis=2)  # on bytes first: the other way round takes half as long again
-    images = _resampled(images, upside_down, zoom, axis=1)
+    images = moved(images, symmetry, zoom)
     matrices = _hue_matrices(hue)
     colour = tf.add_n([images[..., k, None] * matrices[:, None, None, k] for k in range(3)])
     colour = tf.clip_by_value(colour + 255.0 * brightness[:, None, None, None], 0.0, 255.0)
     return tf.concat([colour, images[..., 3:]], axis=-1)
+
+
+def moved(values: tf.Tensor, symmetry: tf.Tensor, zoom: tf.Tensor) -> tf.Tensor:
+    """Symmetries and scale alone, of images or of maps of features.
+
+    Parameters
+    ----------
+    values: [n, side, side, channels]; symmetry, zoom: [n], as in Draws.
+
+    Returns
+    -------
+    float32, of the same shape.
+    """
+    import tensorflow as tf
+
+    transposed, upside_down, mirrored = (tf.bitwise.bitwise_and(symmetry, bit) > 0 for bit in (4, 2, 1))
+    values = tf.where(transposed[:, None, None, None], tf.transpose(values, (0, 2, 1, 3)), values)
+    values = _resampled(values, mirrored, zoom, axis=2)  # on bytes first: the other way round takes half as long again
+    return _resampled(values, upside_down, zoom, axis=1)
 
 
 def _resampled(images: tf.Tensor, flipped: tf.Tensor, zoom: tf.Tensor, axis: int) -> tf.Tensor:

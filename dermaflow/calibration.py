@@ -47,6 +47,31 @@ def fit_temperature(logits: Logits, labels: Integers) -> float:
     return float(np.exp(found.x))
 
 
+def fit_adjustment(logits: Logits, labels: Integers, shares: Floats) -> float:
+    """How many times the logarithms of the classes' shares are best taken off the logits, so that each class counts the same.
+
+    Post-hoc logit adjustment (Menon et al., ICLR 2021, section 4): the argmax of f(x) - tau log(share) has the least
+    balanced error. tau is fitted, beside a temperature, to the mean over classes of each class's mean nll: balanced accuracy
+    itself jumps with single images of rare classes.
+
+    Parameters
+    ----------
+    logits, labels: as `fit_temperature`; every class has an image.
+    shares: of each class among the training images, float64 [c].
+    """
+    from scipy.optimize import minimize
+
+    counts = np.bincount(labels, minlength=len(shares))
+    weights = 1 / (len(shares) * counts[labels])
+
+    def cost(point: Floats) -> float:
+        adjusted = (logits - point[0] * np.log(shares)) / np.exp(point[1])
+        return float(weights @ losses(adjusted, labels)["nll"])
+
+    found = minimize(cost, np.zeros(2), method="Nelder-Mead", options={"xatol": 1e-6, "fatol": 1e-9})
+    return float(found.x[0])
+
+
 def losses(logits: Logits, labels: Integers) -> dict[str, Floats]:
     """What each image costs, float64 [n].
 

@@ -46,9 +46,24 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "processor": processor(),
         "cores": os.cpu_count(),
         "libraries": found,
     }
+
+
+def processor() -> str:
+    """The processor's model: the same weights, bit for bit, are promised on one machine only."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+
+
+def machine() -> str:
+    """System, processor and cores that this process may use, in a line."""
+    return f"{platform.system()} {platform.machine()}, {processor()}, {len(os.sched_getaffinity(0))} cores"
 
 
 def _git(root: Path, *arguments: str) -> str:

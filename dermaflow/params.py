@@ -141,7 +141,7 @@ class SplitParams(Section):
 
 
 class AugmentParams(Section):
-    balance: Literal["none", "sampler", "target_per_class", "balanced_mixup"]
+    balance: Literal["none", "sampler", "square_root", "target_per_class", "balanced_mixup"]
     targets: dict[str, Annotated[int, Field(ge=1)]]
     before_split: bool
     flips: bool
@@ -244,6 +244,7 @@ class TrainParams(Section):
     loss: Loss
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     average: Annotated[float, Field(ge=0, lt=1)]
+    adjustment: Literal["none", "validation"]
     monitor: Monitor
     patience: Annotated[int, Field(ge=0, le=1000)]
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]
@@ -277,11 +278,11 @@ class TrainParams(Section):
         return None if block == "none" else block
 
     def require_balance(self, augment: AugmentParams) -> None:
-        """Raise InputError when both the draws and the loss balance the classes: one remedy at a time."""
-        if self.loss != "cross_entropy" and augment.balance != "none":
+        """Raise InputError when both the draws and the loss balance the classes, unless the draws do so by half."""
+        if self.loss != "cross_entropy" and augment.balance not in {"none", "square_root"}:
             raise InputError(
-                f"train.loss={self.loss} balances the classes, and so does augment.balance={augment.balance}: together they "
-                "favour rare classes twice; use train.loss=cross_entropy, or augment.balance=none"
+                f"train.loss={self.loss} balances the classes, and so does augment.balance={augment.balance}: one remedy at a "
+                "time; use train.loss=cross_entropy, or augment.balance=none, or square_root, which leaves half to the loss"
             )
 
 

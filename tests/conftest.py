@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from components.register.core import Evidence
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests: a module's stay together, and so do all that read the finished run."""
+    for item in items:
+        group = "finished" if "finished" in item.fixturenames else item.path.name  # type: ignore[attr-defined]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """84 synthetic images in HAM10000's layout; not to be changed."""

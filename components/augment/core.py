@@ -102,6 +102,8 @@ def _weights(labels: pd.Series[str], params: AugmentParams) -> tuple[npt.NDArray
             return once, never
         case "sampler":
             return _equally_often(labels), never
+        case "square_root":
+            return _by_square_root(labels), never
         case "target_per_class":
             return _as_targeted(labels, params.targets), never
         case "balanced_mixup":
@@ -111,6 +113,12 @@ def _weights(labels: pd.Series[str], params: AugmentParams) -> tuple[npt.NDArray
 def _equally_often(labels: pd.Series[str]) -> npt.NDArray[np.float64]:
     """Weights by which each class is drawn equally often, in as many draws as there are images."""
     return _shared_out(labels, dict.fromkeys(labels.unique(), len(labels) / labels.nunique()))
+
+
+def _by_square_root(labels: pd.Series[str]) -> npt.NDArray[np.float64]:
+    """Weights by which classes are drawn in proportion to the roots of their sizes, in as many draws as there are images."""
+    roots = np.sqrt(labels.value_counts())
+    return _shared_out(labels, (roots * (len(labels) / roots.sum())).to_dict())
 
 
 def _as_targeted(labels: pd.Series[str], targets: dict[str, int]) -> npt.NDArray[np.float64]:

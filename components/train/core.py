@@ -21,9 +21,9 @@ from components.train.loop import Stage, State, fit, forget
 from components.train.material import Material, gather
 from components.train.recipe import Recipe
 from dermaflow import contracts, places
-from dermaflow.architectures import ARCHITECTURES, WHOLE, build_model, freeze_batch_norms, load_backbone_weights
+from dermaflow.architectures import ARCHITECTURES, HEAD, WHOLE, build_model, freeze_batch_norms, load_backbone_weights
 from dermaflow.artifacts import json_digest, new_artifact, write_json
-from dermaflow.calibration import fit_temperature
+from dermaflow.calibration import fit_adjustment, fit_temperature
 from dermaflow.errors import InputError
 from dermaflow.lineage import environment
 from dermaflow.masking import channels_of
@@ -121,7 +121,8 @@ def train(
         trained = work.train()
         model = work.finished()
         validation = _predictions(model, material)
-        info = _describe(model, work, trained, key, validation) | {"run": follower.run_id}
+        adjustment = _adjust(model, material, validation) if params.adjustment == "validation" else 0.0
+        info = _describe(model, work, trained, key, validation) | {"adjustment": adjustment, "run": follower.run_id}
         _write_history(trained, validation, architecture, history_target)
         follower.finish(history_target)
         _write_model(model, info, material.developed, model_target)
@@ -229,6 +230,17 @@ def _predictions(model: keras.Model, material: Material) -> pd.DataFrame:
     logits, classes = stages.judged_images(model, material, material.validation_rows).logits(), material.dataset.classes
     images = material.dataset.manifest.iloc[material.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
     return pd.concat([images, pd.DataFrame(logits, columns=contracts.logit_columns(classes))], axis=1)
+
+
+def _adjust(model: keras.Model, material: Material, validation: pd.DataFrame) -> float:
+    """Shift the head's biases, and with them the validation logits, so that each class counts the same; returns tau."""
+    columns, shares = contracts.logit_columns(material.dataset.classes), material.train_shares
+    tau = fit_adjustment(validation[columns].to_numpy(), material.validation_labels, shares)
+    shift = (-tau * np.log(shares)).astype(np.float32)
+    kernel, bias = model.get_layer(HEAD).get_weights()
+    model.get_layer(HEAD).set_weights([kernel, bias + shift])
+    validation[columns] += shift
+    return tau
 
 
 def _run_key(architecture: str, params: TrainParams, material: Material, weights: Weights, device: devices.Device) -> str:

@@ -102,6 +102,12 @@ class Material:
         return np.asarray(drawn / drawn.sum(), np.float64)
 
     @property
+    def train_shares(self) -> npt.NDArray[np.float64]:
+        """Share of each class among the train images, float64 [classes]."""
+        counts = np.bincount(self.labels(self.train_rows), minlength=len(self.dataset.classes))
+        return np.asarray(counts / counts.sum(), np.float64)
+
+    @property
     def mask_digest(self) -> str | None:
         """Digest of the masks, where the network sees them."""
         return None if self.params.masks == "none" else open_artifact(self.masks, contracts.MASKS).digest

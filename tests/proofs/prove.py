@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dermaflow.lineage import machine
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 TABLE = ROOT / "docs" / "proofs.json"
@@ -66,7 +68,7 @@ def run(path: Path, issue: int, line: int, commit: str) -> dict[str, Any]:
         "line": line,
         "command": f"python tests/proofs/prove.py {issue}.{line}",
         "commit": commit,
-        "machine": f"{platform.system()} {platform.machine()}, {cores()} cores, Python {platform.python_version()}",
+        "machine": f"{machine()}, Python {platform.python_version()}",
         "figure": figure,
         "bound": bound(path),
         "pass": bool(ok),
@@ -101,11 +103,6 @@ def number(path: Path) -> tuple[int, int]:
     found = re.fullmatch(r"issue(\d+)_line(\d+)", path.stem)
     assert found, path
     return int(found[1]), int(found[2])
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def git(*arguments: str) -> str:

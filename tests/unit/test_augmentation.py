@@ -406,6 +406,15 @@ def test_more_views_keep_the_ones_before(splits):
     pd.testing.assert_frame_equal(three[three["view"] < 2].reset_index(drop=True), two)
 
 
+def test_by_square_root_a_class_of_four_times_as_many_is_drawn_twice_as_often():
+    labels = pd.Series(["nv"] * 64 + ["mel"] * 16 + ["df"] * 4)
+    table = pd.DataFrame({"image_id": [f"i{n:02d}" for n in range(84)], "lesion_id": labels, "label": labels, "split": "train"})
+    plan = plan_rows(TrainRows.of(table), augment_params(balance="square_root", feature_views=1))
+    draws = plan.groupby("label")["weight"].sum()
+    assert draws.to_dict() == pytest.approx({"nv": 48, "mel": 24, "df": 12})
+    assert plan.groupby("label")["weight"].nunique().max() == 1
+
+
 def test_each_class_is_drawn_as_often_as_its_target_says(splits):
     targets = {name: 10 * (k + 1) for k, name in enumerate(sorted(read_splits(splits)["label"].unique()))}
     plan = plan_rows(train_rows(splits), augment_params(balance="target_per_class", targets=targets))

@@ -164,3 +164,15 @@ def test_without_a_threshold_only_the_areas_are_defined():
     told = operating.figures(question, softmax(logits), labels, np.ones((1, 50)), None)
     assert all(np.isnan(told[name][0]) for name in operating.RATES)
     assert told["auroc"][0] == pytest.approx(sk.roc_auc_score(labels == 4, softmax(logits)[:, 4]), abs=1e-9)
+
+
+@pytest.mark.parametrize("learnt", [1.0, 0.4, 0.0])
+def test_the_adjustment_takes_off_what_was_learnt_of_the_classes_shares(learnt):
+    """Logits of a Bayes classifier that has learnt the shares to a power, and is twice too sure."""
+    rng = np.random.default_rng(1)
+    shares = np.array([0.9, 0.07, 0.03])
+    labels = rng.choice(3, 20_000, p=shares)
+    seen = rng.normal(size=(len(labels), 2)) + np.array([[0, 0], [1.5, 0], [0, 1.5]])[labels]
+    likelihood = np.stack([np.zeros(len(labels)), 1.5 * seen[:, 0] - 1.125, 1.5 * seen[:, 1] - 1.125], axis=1)
+    tau = calibration.fit_adjustment(2 * (likelihood + learnt * np.log(shares)), labels, shares)
+    assert tau == pytest.approx(2 * learnt, abs=0.15)

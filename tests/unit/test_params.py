@@ -125,7 +125,7 @@ def test_an_unknown_key_inside_an_optional_section_lists_what_is_known():
         ("data.max_reject_share=5%", "data.max_reject_share", "'5%'", "valid number"),
         ("data.max_reject_share=.nan", "data.max_reject_share", "nan", "1"),
         ("data.source=''", "data.source", "''", "at least 1 character"),
-        ("augment.balance=sample", "augment.balance", "'sample'", "'none', 'sampler'"),
+        ("augment.balance=sample", "augment.balance", "'sample'", "'none', 'sampler', 'square_root'"),
         ("promote.mode=always", "promote.mode", "'always'", "'disabled', 'dry_run' or 'enabled'"),
         ("train.masks=corp", "train.masks", "'corp'", "'none', 'crop', 'channel' or 'background_off'"),
         ("train.architectures=cnn", "train.architectures", "'cnn'", "array"),

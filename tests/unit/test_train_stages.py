@@ -14,6 +14,7 @@ import pytest
 
 from dermaflow import contracts
 from dermaflow.architectures import ARCHITECTURES, BACKBONE, Architecture, build_model, freeze_batch_norms, split_at
+from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.params import FineTuneParams, RegisterParams, load_params
 from dermaflow.registry import connect
@@ -161,6 +162,8 @@ def test_two_remedies_at_a_time_are_refused():
         InputError, match=r"train\.loss=class_weights balances the classes, and so does augment\.balance=sampler"
     ):
         both.train.require_balance(both.augment)
+    halves = load_params("default", ["train.loss=class_weights", "augment.balance=square_root"], ROOT)
+    halves.train.require_balance(halves.augment)
 
 
 ENDED = """
@@ -346,6 +349,24 @@ def test_the_temperature_is_that_of_the_models_own_validation_logits(prepared: P
     rows = dataset.rows_of(splits.loc[splits["split"] == "validation", "image_id"])
     logits = predict_logits(tmp_path / "model", dataset, rows, None)
     assert info["temperature"] == pytest.approx(fit_temperature(logits, dataset.labels[rows]), rel=1e-3)
+
+
+def test_an_adjusted_model_answers_as_the_plain_one_less_the_logarithms_of_the_classes_shares(prepared: Path, tmp_path: Path):
+    from dermaflow.dataset import Dataset
+    from dermaflow.predict import predict_logits
+
+    tables, columns = {}, contracts.logit_columns(HAM10000_CLASSES)
+    for adjustment in ("none", "validation"):
+        info = train_in(prepared, tmp_path / adjustment, "resnet50", params(adjustment=adjustment))
+        tables[adjustment] = pd.read_parquet(tmp_path / adjustment / "history" / contracts.VALIDATION_FILE)
+    dataset, rows = Dataset.open(prepared / "ingest/dataset"), tables["validation"]
+    splits = contracts.read_splits(prepared / "split/splits")
+    counts = splits.loc[splits["split"] == "train", "label"].value_counts()[list(HAM10000_CLASSES)].to_numpy()
+    shift = -info["adjustment"] * np.log(counts / counts.sum())
+    assert info["adjustment"] != 0
+    assert rows[columns].to_numpy() == pytest.approx(tables["none"][columns].to_numpy() + shift, abs=1e-4)
+    answers = predict_logits(tmp_path / "validation/model", dataset, dataset.rows_of(rows["image_id"]), None)
+    assert rows[columns].to_numpy() == pytest.approx(answers, abs=1e-3)
 
 
 def test_mixed_precision_gives_a_float32_model_with_float32_logits(prepared: Path, tmp_path: Path):
