@@ -155,8 +155,8 @@ def blocks(model: keras.Model, material: Material, block: str, cache: Path, prec
     """The last blocks of a backbone and the head, on what the layers before them make of the images, computed once.
 
     These features are kept as float16 (half the disk; 11 bits) and mapped into memory. An epoch moves them as it would move
-    the images (turns, flips, scale; colours stay those of the plan's views), which is nearly as good as new views and costs
-    no forward pass. MixUp mixes them: Manifold MixUp (Verma et al., ICML 2019). BatchNormalization is held throughout.
+    the images (turns, flips, scale; colours stay those of the plan's views): more than the plan's views are seen, at no forward
+    pass. MixUp mixes them: Manifold MixUp (Verma et al., ICML 2019). BatchNormalization is held throughout.
     """
     prefix, tail = split_at(model, block)
     name = f"{model.name} before {block}"

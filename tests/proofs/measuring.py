@@ -13,6 +13,9 @@ from typing import Any
 from tests.proofs.prove import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
+from prepared import Prepared
+
+__all__ = ["Prepared", "benchmark", "pytest_here", "timed"]
 
 
 def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:

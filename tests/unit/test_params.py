@@ -243,3 +243,12 @@ def test_the_profile_can_not_be_set_as_a_parameter():
 
 def test_one_bad_item_of_a_list_is_one_fault():
     assert len(refusal("train.architectures=[resnet]").splitlines()) == 1
+
+
+def test_the_steps_of_the_measured_recipe_come_to_the_profile_tuned(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import recipe
+
+    weights = "train.weights.resnet50=imagenet"
+    steps, tuned = load_params("default", [*recipe.settings_of(recipe.LAST), weights], ROOT), load_params("tuned", [], ROOT)
+    assert steps.model_copy(update={"profile": "tuned"}) == tuned

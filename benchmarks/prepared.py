@@ -1,0 +1,72 @@
+"""The pipeline's own steps, one by one in a folder, for benchmarks and proofs that train many models on the same images."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from dermaflow.params import Params
+
+
+class Prepared:
+    """Dataset, Splits and Masks artifacts of a source, made when they are first asked for.
+
+    Parameters
+    ----------
+    folder: where they are, and are found again; features of frozen layers are kept beside them for all models.
+    params: of the data, the segmentation and the split.
+    """
+
+    def __init__(self, folder: Path, params: Params) -> None:
+        self.folder, self.params = folder, params
+
+    @property
+    def dataset(self) -> Path:
+        """The Dataset artifact."""
+        from components.ingest.core import ingest
+
+        target = self.folder / "dataset"
+        if not target.exists():
+            ingest(self.params.data, target, self.folder / "state")
+        return target
+
+    @property
+    def splits(self) -> Path:
+        """The Splits artifact."""
+        from components.split.core import split
+
+        target = self.folder / "splits"
+        if not target.exists():
+            split(self.dataset, self.params.split, target)
+        return target
+
+    @property
+    def masks(self) -> Path:
+        """The Masks artifact."""
+        from components.segment.core import segment
+
+        target = self.folder / "masks"
+        if not target.exists():
+            segment(self.dataset, self.params.segment, target)
+        return target
+
+    def model(self, name: str, architecture: str, params: Params, fold: int | None = None) -> tuple[Path, dict[str, Any]]:
+        """Plan and train a model, on the splits or with a fold held out, from the beginning.
+
+        Returns
+        -------
+        Its folder, with splits, plan, model and history, and what model.json says.
+        """
+        from components.augment.core import augment
+        from components.fold.core import hold_out
+        from components.train.core import Places, train
+
+        here, splits = self.folder / name, self.splits
+        shutil.rmtree(here, ignore_errors=True)  # of one that was interrupted: its time is to be all of it
+        if fold is not None:
+            hold_out(splits, fold, here / "splits")
+            splits = here / "splits"
+        augment(self.dataset, splits, params.augment, params.mixup, here / "plan")
+        targets, places = (here / "model", here / "history"), Places(self.folder / "cache", here / "state")
+        return here, train(self.dataset, splits, here / "plan", self.masks, architecture, params.train, *targets, places=places)

@@ -1,0 +1,171 @@
+"""What each part of the recipe of profile `tuned` gains: ResNet50, each step one change more, judged by validation alone.
+
+    python benchmarks/recipe.py --weights FILE [--source DIR] [--out DIR] [--seeds 3] [--json]
+
+Named baseline: scikit-learn's LogisticRegression (C = 0.001, the best of 0.0003 to 0.01 on these images; standardised) on the
+frozen features of the training images as they are, its logits less the logarithms of the classes' shares. Each step is trained
+by the pipeline's own steps on one split by lesion, and told with its 95 % intervals (bootstrap over lesions) and the paired
+difference to the step before; the last step also by more seeds. The test part is never looked at. What is trained is kept in
+`--out` (default: benchmarks/recipe, not in git), and an interrupted comparison goes on with the next model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from measured import ROOT, SHARED, peak_of_tree
+from prepared import Prepared
+
+from dermaflow.lineage import machine
+
+ARCHITECTURE, METRICS = "resnet50", ("balanced_accuracy", "auroc")
+BASELINE = "logistic regression on frozen features"
+STEPS: dict[str, tuple[str, ...]] = {  # each adds to those before it; all of them come to the profile `tuned`
+    "head, classes drawn equally often": (
+        "mixup.space=features",
+        "train.dropout.resnet50=0.5",
+        "train.architectures=[resnet50]",
+    ),
+    "kept by AUROC, few epochs": ("train.monitor=auroc", "train.head_epochs=6"),
+    "half of the balance by the loss": ("augment.balance=square_root", "train.loss=logit_adjustment"),
+    "tuned from conv5 on": ("train.fine_tune.blocks.resnet50=conv5", "train.fine_tune.epochs=5"),
+    "tuned from conv4_block4 on": ("train.fine_tune.blocks.resnet50=conv4_block4",),
+    "weights averaged": ("train.average=0.99",),
+    "logits adjusted on validation": ("train.adjustment=validation",),
+}
+
+FIRST, *_, LAST = STEPS
+
+
+def settings_of(step: str) -> list[str]:
+    """All settings of a step, over the profile `default`."""
+    names = list(STEPS)
+    return [setting for name in names[: names.index(step) + 1] for setting in STEPS[name]]
+
+
+def logistic(images: Prepared, params: Any) -> Any:
+    """The baseline's validation predictions."""
+    import numpy as np
+    import pandas as pd
+    from sklearn.linear_model import LogisticRegression
+
+    from components.train.frozen import FrozenFeatures
+    from components.train.material import gather
+    from dermaflow import contracts
+    from dermaflow.architectures import build_model, feature_extractor, load_backbone_weights
+
+    plan = images.folder / FIRST / "plan"
+    material = gather(images.dataset, images.splits, plan, images.masks, params.train)
+    data = material.dataset
+    model = build_model(ARCHITECTURE, classes=len(data.classes), size=data.image_size, dropout=0, seed=0)
+    load_backbone_weights(model, Path(params.train.weights_origin(ARCHITECTURE)))
+    features = FrozenFeatures(
+        feature_extractor(model), material, images.folder / "cache", name=ARCHITECTURE, precision="float32"
+    )
+    train, validation = (features.clean(rows).all() for rows in (material.train_rows, material.validation_rows))
+    mean, scale = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
+    fitted = LogisticRegression(C=1e-3, max_iter=1000).fit((train - mean) / scale, material.labels(material.train_rows))
+    logits = fitted.decision_function((validation - mean) / scale) - np.log(material.train_shares)
+    rows = data.manifest.iloc[material.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
+    return pd.concat([rows, pd.DataFrame(logits, columns=contracts.logit_columns(data.classes))], axis=1)
+
+
+def compare(source: Path, weights: Path, folder: Path, seeds: int, extra: list[str]) -> dict[str, Any]:
+    """Train what is not in `folder` yet; the figures of each, and the spread over seeds of the last."""
+    import numpy as np
+    import pandas as pd
+
+    from dermaflow import contracts
+    from dermaflow.dataset import Dataset
+    from dermaflow.metrics import evaluate_predictions, paired_difference
+    from dermaflow.params import load_params
+
+    def params(*settings: str) -> Any:
+        base = (f"data.source={source}", "train.epochs=1", f"train.weights.{ARCHITECTURE}={weights}", *extra)
+        return load_params("default", [*base, *settings], ROOT)
+
+    images = Prepared(folder, params())
+    how = {"bootstrap": images.params.evaluate.bootstrap, "seed": images.params.evaluate.seed}
+    trials = [(step, settings_of(step)) for step in STEPS]
+    trials += [(f"{LAST}, seed {seed}", [*settings_of(LAST), f"train.seed={seed}"]) for seed in range(1, seeds)]
+    tables: dict[str, Any] = {}
+    minutes: dict[str, float] = {}
+    for name, settings in [trials[0], (BASELINE, settings_of(FIRST)), *trials[1:]]:
+        kept = folder / "told" / f"{name}.parquet"
+        if not kept.exists():
+            print(f"{name} ...", file=sys.stderr, flush=True)
+            began = time.monotonic()
+            if name == BASELINE:
+                table = logistic(images, params(*settings))
+            else:
+                history = images.model(name, ARCHITECTURE, params(*settings))[0] / "history"
+                table = pd.read_parquet(history / contracts.VALIDATION_FILE)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            table.attrs["minutes"] = (time.monotonic() - began) / 60
+            table.to_parquet(kept, index=False)
+        tables[name] = pd.read_parquet(kept)
+        minutes[name] = round(tables[name].attrs["minutes"], 2)
+    classes = Dataset.open(images.dataset).classes
+    overall = {name: evaluate_predictions(table, classes, **how)["overall"] for name, table in tables.items()}
+    order = [BASELINE, *STEPS]
+    gains = {
+        after: {metric: paired_difference(tables[after], tables[before], classes, metric=metric, **how) for metric in METRICS}
+        for before, after in itertools.pairwise(order)
+    }
+    repeated = [name for name, _ in trials[len(STEPS) - 1 :]]
+    values = {metric: [overall[name][metric]["estimate"] for name in repeated] for metric in METRICS}
+    return {
+        "machine": machine(),
+        "images": len(tables[BASELINE]),
+        "minutes": minutes,
+        "validation": {name: {metric: overall[name][metric] for metric in METRICS} for name in tables},
+        "gains": gains,
+        "seeds": {
+            name: {"mean": float(np.mean(of)), "sd": float(np.std(of, ddof=1))} for name, of in values.items() if seeds > 1
+        },
+    }
+
+
+def main() -> int:
+    """Print the steps as a table, or as one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", type=Path, required=True, help="ResNet50's 'notop' .h5 of keras.applications")
+    parser.add_argument("--source", type=Path, default=SHARED / "data" / "ham10000", help="images in HAM10000's layout")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "recipe", help="where models are kept")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of the last step")
+    parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE", help="of every step")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options = parser.parse_args()
+    with peak_of_tree(os.getpid()) as peak:
+        told = compare(options.source.resolve(), options.weights.resolve(), options.out.resolve(), options.seeds, options.extra)
+        told["peak_anonymous_mib"] = round(peak(), 1)
+    if options.json:
+        print(json.dumps(told))
+        return 0
+
+    def say(value: dict[str, float]) -> str:
+        return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+    print(
+        f"{told['machine']}; {told['images']} validation images\n\n| step | balanced accuracy | gain | AUROC | gain | minutes |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name in sorted(told["validation"], key=[BASELINE, *STEPS, *told["validation"]].index):
+        found = told["validation"][name]
+        gain = told["gains"].get(name)
+        cells = [cell for metric in METRICS for cell in (say(found[metric]), say(gain[metric]) if gain else "")]
+        print(f"| {name} | {' | '.join(cells)} | {told['minutes'][name]:.1f} |")
+    for metric, spread in told["seeds"].items():
+        print(f"\n{metric} over {options.seeds} seeds: {spread['mean']:.3f}, standard deviation {spread['sd']:.3f}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

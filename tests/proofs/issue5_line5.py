@@ -1,0 +1,106 @@
+"""Issue 5, line 5: the study's own protocol trained and judged beside ours, on the same images.
+
+`python -m tests.proofs.issue5_line5` prints the table of docs/results.md from what the proof keeps in EVIDENCE: figures of the
+test parts, no images and no weights. A profile is a proof's work of an hour or more, and one that is interrupted goes on with
+the steps that its run has not finished; when both are kept for this code, nothing is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from dermaflow.artifacts import read_json
+from tests.proofs.clone import PLACE, SHARED, imagenet_weights
+from tests.proofs.prove import ROOT, same_code
+from tests.workspace import Workspace, make_workspace, sets
+
+BOUND = (
+    "the paper profile trains and evaluates, on the materialised 8-class set: the CNN at least 10 epochs, ResNet50 and "
+    "Xception with frozen features and 50 epochs of the head; docs/results.md sets the study, it and the default profile side by side"
+)
+STUDY = {"cnn": (0.80, 0.4), "resnet50": (0.94, 0.2), "xception": (0.60, 1.9)}  # accuracy and loss of its table 3
+EPOCHS = {"cnn": 10, "resnet50": 50, "xception": 50}
+PROFILES = ("paper", "default")
+EVIDENCE = ROOT / "docs" / "evidence" / "issue5_line5"
+METRICS, MODEL = "evaluation/metrics.json", "model/model.json"  # of a run's steps
+
+
+def prove() -> tuple[str, bool]:
+    """A run of each profile, and the table of both in the document."""
+    weights = {name: imagenet_weights(name) for name in ("resnet50", "xception")}
+    if not all(weights.values()):
+        return "the real images (../shared) are not here", False
+    settings = (
+        f"data.source={SHARED / 'data' / 'ham10000'}",
+        f"train.epochs={EPOCHS['cnn']}",
+        f"train.head_epochs={EPOCHS['resnet50']}",
+        *(f"train.weights.{name}={path}" for name, path in weights.items()),
+    )
+    for profile in PROFILES:
+        keep(profile, settings)
+    told = {profile: read_json(EVIDENCE / f"{profile}.json") for profile in PROFILES}
+    trained = all(
+        told[profile]["architectures"][name]["epochs"] >= epochs for profile in PROFILES for name, epochs in EPOCHS.items()
+    )
+    sizes = {profile: len(one["classes"]) for profile, one in told.items()} == {"paper": 8, "default": 7}
+    shown = table() in (ROOT / "docs" / "results.md").read_text()
+    figures = "; ".join(
+        f"{profile}: " + ", ".join(f"{name} {_say(found['accuracy'])}" for name, found in one["architectures"].items())
+        for profile, one in told.items()
+    )
+    return f"accuracy on test, {figures}; the document shows the table: {shown}", trained and sizes and shown
+
+
+def keep(profile: str, settings: tuple[str, ...]) -> None:
+    """See that the evidence of a profile is there and of this code."""
+    path = EVIDENCE / f"{profile}.json"
+    if path.exists() and same_code(read_json(path)["commit"]):
+        return
+    folder = PLACE / f"line5-{os.environ['PROVED_COMMIT'][:12]}-{profile}"
+    workspace = Workspace(folder) if folder.exists() else make_workspace(folder)
+    result = workspace.json("run", "--profile", profile, *sets(*settings))
+    run = workspace.path / "runs" / result["run_id"]
+    told: dict[str, Any] = {"commit": os.environ["PROVED_COMMIT"], "architectures": {}}
+    for name in EPOCHS:
+        metrics, model = (
+            read_json(run / f"{step}-{name}" / place) for step, place in (("evaluate", METRICS), ("train", MODEL))
+        )
+        told["classes"] = metrics["classes"]
+        told["architectures"][name] = {
+            "epochs": model["epochs"],
+            "parameters": model["parameters"],
+            "seconds": next(entry["train_seconds"] for entry in result["architectures"] if entry["name"] == name),
+            "accuracy": metrics["test"]["overall"]["accuracy"],
+            "balanced_accuracy": metrics["test"]["overall"]["balanced_accuracy"],
+            "loss": metrics["test"]["calibration"]["before"]["nll"],
+            "sensitivity": {each: found["sensitivity"] for each, found in metrics["test"]["per_class"].items()},
+        }
+    EVIDENCE.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(told, indent=2) + "\n")
+
+
+def table() -> str:
+    """The study, the paper profile and the default profile, in Markdown: overall as in the study's table 3, then by class."""
+    told = {profile: read_json(EVIDENCE / f"{profile}.json")["architectures"] for profile in PROFILES}
+    lines = ["| architecture | figure | the study | `paper` here | `default` here |", "|---|---|---|---|---|"]
+    for name, (accuracy, loss) in STUDY.items():
+        both = [told[profile][name] for profile in PROFILES]
+        study = {"accuracy": f"{accuracy:.2f}", "loss": f"{loss:.1f}"}
+        for figure in ("accuracy", "loss", "balanced_accuracy"):
+            cells = (study.get(figure, ""), *(_say(one[figure]) for one in both))
+            lines.append(f"| {name} | {figure.replace('_', ' ')} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | parameters | | {' | '.join(format(one['parameters'], ',') for one in both)} |")
+        for label in told["paper"][name]["sensitivity"]:
+            cells = [_say(one["sensitivity"][label]) if label in one["sensitivity"] else "" for one in both]
+            lines.append(f"| {name} | sensitivity, {label} | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _say(value: dict[str, float]) -> str:
+    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
+
+
+if __name__ == "__main__":
+    print(table())
