@@ -18,7 +18,7 @@ from tests.workspace import Workspace, make_workspace, sets
 
 BOUND = (
     "the paper profile trains and evaluates, on the materialised 8-class set: the CNN at least 10 epochs, ResNet50 and "
-    "Xception with frozen features and 50 epochs of the head; docs/results.md sets the study, it and the default profile side by side"
+    "Xception with frozen features and 50 epochs of the head; docs/results.md has it beside the study and the default profile"
 )
 STUDY = {"cnn": (0.80, 0.4), "resnet50": (0.94, 0.2), "xception": (0.60, 1.9)}  # accuracy and loss of its table 3
 EPOCHS = {"cnn": 10, "resnet50": 50, "xception": 50}
