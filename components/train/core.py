@@ -113,7 +113,7 @@ def train(
         ends_when_asked(),
         _told_when_out_of_memory(params),
         device.strategy.scope(),
-        Follower(register, architecture, params, key, checkpoints) as follower,
+        Follower(register, architecture, material.fold, params, key, checkpoints) as follower,
     ):
         import keras
 

@@ -28,11 +28,20 @@ class Follower:
     """A run of MLflow for one training, or, where `register` is None, nothing. A training that goes on does so in its run."""
 
     def __init__(
-        self, register: RegisterParams | None, architecture: str, params: TrainParams, key: str, checkpoints: Checkpoints
+        self,
+        register: RegisterParams | None,
+        architecture: str,
+        fold: int | None,
+        params: TrainParams,
+        key: str,
+        checkpoints: Checkpoints,
     ) -> None:
         self._register, self._checkpoints = register, checkpoints
         self._params = {"architecture": architecture, **_flat(params.model_dump(mode="json", exclude={"architectures"}))}
-        self._tags = {"mlflow.runName": f"train {architecture}", "dermaflow.training_key": key}
+        self._tags = {
+            "mlflow.runName": f"train {architecture}" + ("" if fold is None else f" fold {fold}"),
+            "dermaflow.training_key": key,
+        }
         self._to_do: queue.Queue[tuple[str, Any]] = queue.Queue()
         self._begun = threading.Event()
         self._run_id: str | None = None

@@ -102,6 +102,12 @@ class Material:
         return np.asarray(drawn / drawn.sum(), np.float64)
 
     @property
+    def fold(self) -> int | None:
+        """The fold that is held out from this training, if one is."""
+        held_out = self.splits_info.get("held_out")
+        return None if held_out is None else int(held_out["fold"])
+
+    @property
     def train_shares(self) -> npt.NDArray[np.float64]:
         """Share of each class among the train images, float64 [classes]."""
         counts = np.bincount(self.labels(self.train_rows), minlength=len(self.dataset.classes))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from dermaflow.registry import connect
 from tests.e2e.test_report import SECTIONS, Page
 from tests.workspace import TINY, Workspace, sets
 
@@ -37,6 +38,7 @@ def test_folds_give_out_of_fold_results_beside_the_final_model(workspace: Worksp
         assert test.isdisjoint(trained["image_id"])
 
     assert result["architectures"][0]["test"]["n_images"] == len(test)  # the final model is judged as ever
+    require_followed(workspace)
     require_evidence(workspace, result, metrics)
     require_page(run, metrics)
     names = [task["task"] for task in result["tasks"]]
@@ -50,6 +52,14 @@ def test_folds_give_out_of_fold_results_beside_the_final_model(workspace: Worksp
     tasks = json.loads((workspace.path / "runs/latest/tasks.json").read_text())
     assert {task["task"] for task in tasks if not task["cached"]} == {"compare", "register", "promote", "notify"}
     assert len(workspace.json("models", "--profile", "phantom")) == 1
+
+
+def require_followed(workspace: Workspace) -> None:
+    """Each training is a run of its own in MLflow, under a name that tells its fold."""
+    client = connect(workspace.registry)
+    experiment = client.get_experiment_by_name("dermaflow-training")
+    names = [run.info.run_name for run in client.search_runs([experiment.experiment_id])]
+    assert sorted(names) == ["train cnn", "train cnn fold 0", "train cnn fold 1"]
 
 
 def require_evidence(workspace: Workspace, result: dict, metrics: dict) -> None:
