@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from dermaflow.progress import ENVIRONMENT
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("DERMAFLOW_SHARED", ROOT.parent / "shared"))
 _BETWEEN_LOOKS = 0.02  # seconds
@@ -69,7 +71,7 @@ def contestant(work: Callable[[], Any]) -> None:
 def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[str, Any]:
     """Run a contestant (`script --contestant NAME ...`) in a process of its own, on `cores` cores.
 
-    TensorFlow uses oneDNN for each of them, as it does with dermaflow on any processor.
+    TensorFlow uses oneDNN for each of them, as it does in the pipeline's steps on any processor.
 
     Returns
     -------
@@ -78,7 +80,7 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     """
     everywhere = os.sched_getaffinity(0)
     command = [sys.executable, str(script), *arguments]
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
     os.sync()  # what others wrote is not on its bill
     os.sched_setaffinity(0, sorted(everywhere)[:cores])  # the new process inherits it
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +37,7 @@ def connect(tracking_uri: str) -> MlflowClient:
 
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file of a model otherwise
     if tracking_uri.startswith(SQLITE):
-        _make_folder(Path(tracking_uri.removeprefix(SQLITE)).parent, tracking_uri)
+        _make_database(Path(tracking_uri.removeprefix(SQLITE)), tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     client = mlflow.MlflowClient(tracking_uri, tracking_uri)
@@ -137,6 +139,20 @@ def list_versions(client: MlflowClient) -> list[dict[str, Any]]:
             for version in sorted(found, key=lambda version: -int(version.version))
         ]
     return rows
+
+
+def _make_database(path: Path, uri: str) -> None:
+    """Make MLflow's SQLite file where there is none: whole, or one that is killed would leave half its tables."""
+    import mlflow
+
+    _make_folder(path.parent, uri)
+    if path.exists():
+        return
+    with tempfile.TemporaryDirectory(prefix=".registry-", dir=path.parent) as scratch:
+        made = Path(scratch) / path.name
+        mlflow.MlflowClient(f"{SQLITE}{made}", f"{SQLITE}{made}").search_registered_models(max_results=1)
+        with suppress(FileExistsError):  # another process has made it
+            os.link(made, path)
 
 
 def _make_folder(folder: Path, uri: str) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from components.register.core import Evidence
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes share the tests: a module's stay together, and so do all that read the finished run."""
     for item in items:

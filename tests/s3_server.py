@@ -152,7 +152,7 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 def free_ports(count: int) -> list[int]:
     """Ports that nobody listens on, each with the one 10,000 above it free too: SeaweedFS speaks gRPC there."""
     found: list[int] = []
-    candidate = 20_000 + os.getpid() % 10_000
+    candidate = 20_000 + 97 * os.getpid() % 10_000  # far from a server that a process started beside this one is starting
     while len(found) < count:
         candidate = candidate + 1 if candidate < 45_000 else 20_000
         if not _is_open(candidate) and not _is_open(candidate + 10_000):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -301,7 +300,6 @@ def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str, vali
 
 
 def _write_model(model: keras.Model, info: dict[str, Any], developed: pd.DataFrame, target: Path) -> None:
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     with new_artifact(target, contracts.MODEL) as folder:
         model.save(folder / "model.keras")
         developed.to_parquet(folder / contracts.TRAINED_ON, index=False)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from dermaflow.lineage import machine
+from dermaflow.progress import ENVIRONMENT
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -59,7 +60,7 @@ def run(path: Path, issue: int, line: int, commit: str) -> dict[str, Any]:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        env={**os.environ, "PROVED_COMMIT": commit},
+        env={**os.environ, **ENVIRONMENT, "PROVED_COMMIT": commit},
     )
     result = re.search(r"^RESULT (.*)$", done.stdout, re.MULTILINE)
     figure, ok = json.loads(result[1]) if result else (f"the proof ended with exit code {done.returncode}", False)

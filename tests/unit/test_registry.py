@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -269,3 +273,14 @@ def test_what_a_registered_model_was_made_with_is_known_by_its_evidence_too(
         judge("dermaflow-candidate/7", str(evidence.dataset), params)
     with pytest.raises(InputError, match=r"were in the training or validation part of dermaflow-candidate/1"):
         judge("dermaflow-candidate/1", str(evidence.dataset), params)
+
+
+def test_a_registry_whose_making_was_killed_is_made_by_the_next(tmp_path: Path):
+    uri = f"{registry.SQLITE}{tmp_path}/mlflow.db"
+    making = f"from dermaflow.registry import connect; connect({uri!r})"
+    process = subprocess.Popen([sys.executable, "-c", making], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not any(path.stat().st_size > 20_000 for path in tmp_path.rglob("*.db")) and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert registry.list_versions(registry.connect(uri)) == []
