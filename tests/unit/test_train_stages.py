@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -187,9 +188,11 @@ def followed_in(folder: Path) -> RegisterParams:
 
 def ended(prepared: Path, target: Path, architecture: str, how: signal.Signals, state: str) -> int:
     """Start a training, end it once a checkpoint within an epoch of `state` is there; its exit code."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDED, str(prepared), str(target), architecture], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    from tensorflow.python.framework.test_util import IsMklEnabled
+
+    command = [sys.executable, "-c", ENDED, str(prepared), str(target), architecture]
+    same = {**os.environ, "TF_ENABLE_ONEDNN_OPTS": str(int(IsMklEnabled()))}  # as this process: it is to do the same sums
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=same)
     deadline = time.monotonic() + 240
     while not list(target.rglob(state)) and time.monotonic() < deadline and process.poll() is None:
         time.sleep(0.01)
