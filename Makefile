@@ -19,7 +19,7 @@ run: setup  ## the main job on synthetic images: the whole pipeline, to a regist
 	$(BIN)/dermaflow run --profile phantom
 
 test: setup-dev  ## every test, in as many processes as there are cores
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 check: setup-dev  ## lint, types, shell scripts, YAML, import weight
 	$(BIN)/ruff check .

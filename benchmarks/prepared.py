@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +27,26 @@ class Prepared:
         """The Dataset artifact."""
         from components.ingest.core import ingest
 
-        target = self.folder / "dataset"
-        if not target.exists():
-            ingest(self.params.data, target, self.folder / "state")
-        return target
+        return self._once("dataset", lambda target: ingest(self.params.data, target, self.folder / "state"))
 
     @property
     def splits(self) -> Path:
         """The Splits artifact."""
         from components.split.core import split
 
-        target = self.folder / "splits"
-        if not target.exists():
-            split(self.dataset, self.params.split, target)
-        return target
+        return self._once("splits", lambda target: split(self.dataset, self.params.split, target))
 
     @property
     def masks(self) -> Path:
         """The Masks artifact."""
         from components.segment.core import segment
 
-        target = self.folder / "masks"
+        return self._once("masks", lambda target: segment(self.dataset, self.params.segment, target))
+
+    def _once(self, name: str, make: Callable[[Path], Any]) -> Path:
+        target = self.folder / name
         if not target.exists():
-            segment(self.dataset, self.params.segment, target)
+            make(target)
         return target
 
     def model(self, name: str, architecture: str, params: Params, fold: int | None = None) -> tuple[Path, dict[str, Any]]:

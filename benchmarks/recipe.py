@@ -23,7 +23,8 @@ from typing import Any
 from measured import ROOT, SHARED, peak_of_tree
 from prepared import Prepared
 
-from dermaflow.lineage import machine
+from dermaflow.lineage import git_state, machine
+from dermaflow.wording import said
 
 ARCHITECTURE, METRICS = "resnet50", ("balanced_accuracy", "auroc")
 BASELINE = "logistic regression on frozen features"
@@ -53,12 +54,10 @@ def settings_of(step: str) -> list[str]:
 def logistic(images: Prepared, params: Any) -> Any:
     """The baseline's validation predictions."""
     import numpy as np
-    import pandas as pd
     from sklearn.linear_model import LogisticRegression
 
     from components.train.frozen import FrozenFeatures
     from components.train.material import gather
-    from dermaflow import contracts
     from dermaflow.architectures import build_model, feature_extractor, load_backbone_weights
 
     plan = images.folder / FIRST / "plan"
@@ -72,9 +71,7 @@ def logistic(images: Prepared, params: Any) -> Any:
     train, validation = (features.clean(rows).all() for rows in (material.train_rows, material.validation_rows))
     mean, scale = train.mean(axis=0), np.maximum(train.std(axis=0), 1e-6)
     fitted = LogisticRegression(C=1e-3, max_iter=1000).fit((train - mean) / scale, material.labels(material.train_rows))
-    logits = fitted.decision_function((validation - mean) / scale) - np.log(material.train_shares)
-    rows = data.manifest.iloc[material.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
-    return pd.concat([rows, pd.DataFrame(logits, columns=contracts.logit_columns(data.classes))], axis=1)
+    return material.validation_table(fitted.decision_function((validation - mean) / scale) - np.log(material.train_shares))
 
 
 def compare(source: Path, weights: Path, folder: Path, seeds: int, extra: list[str]) -> dict[str, Any]:
@@ -83,22 +80,24 @@ def compare(source: Path, weights: Path, folder: Path, seeds: int, extra: list[s
     import pandas as pd
 
     from dermaflow import contracts
+    from dermaflow.artifacts import json_digest
     from dermaflow.dataset import Dataset
     from dermaflow.metrics import evaluate_predictions, paired_difference
     from dermaflow.params import load_params
 
     def params(*settings: str) -> Any:
-        base = (f"data.source={source}", "train.epochs=1", f"train.weights.{ARCHITECTURE}={weights}", *extra)
+        base = (f"data.source={source}", f"train.weights.{ARCHITECTURE}={weights}", *extra)
         return load_params("default", [*base, *settings], ROOT)
 
-    images = Prepared(folder, params())
+    key = json_digest([str(source), str(weights), extra, git_state(ROOT)["commit"]]).removeprefix("sha256:")
+    images = Prepared(folder / key[:12], params())  # what other code, images or settings came to is not taken for this
     how = {"bootstrap": images.params.evaluate.bootstrap, "seed": images.params.evaluate.seed}
     trials = [(step, settings_of(step)) for step in STEPS]
     trials += [(f"{LAST}, seed {seed}", [*settings_of(LAST), f"train.seed={seed}"]) for seed in range(1, seeds)]
     tables: dict[str, Any] = {}
     minutes: dict[str, float] = {}
     for name, settings in [trials[0], (BASELINE, settings_of(FIRST)), *trials[1:]]:
-        kept = folder / "told" / f"{name}.parquet"
+        kept = images.folder / "told" / f"{name}.parquet"
         if not kept.exists():
             print(f"{name} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
@@ -150,9 +149,6 @@ def main() -> int:
         print(json.dumps(told))
         return 0
 
-    def say(value: dict[str, float]) -> str:
-        return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
-
     print(
         f"{told['machine']}; {told['images']} validation images\n\n| step | balanced accuracy | gain | AUROC | gain | minutes |"
     )
@@ -160,7 +156,7 @@ def main() -> int:
     for name in sorted(told["validation"], key=[BASELINE, *STEPS, *told["validation"]].index):
         found = told["validation"][name]
         gain = told["gains"].get(name)
-        cells = [cell for metric in METRICS for cell in (say(found[metric]), say(gain[metric]) if gain else "")]
+        cells = [cell for metric in METRICS for cell in (said(found[metric]), said(gain[metric]) if gain else "")]
         print(f"| {name} | {' | '.join(cells)} | {told['minutes'][name]:.1f} |")
     for metric, spread in told["seeds"].items():
         print(f"\n{metric} over {options.seeds} seeds: {spread['mean']:.3f}, standard deviation {spread['sd']:.3f}")

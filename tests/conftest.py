@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,18 +11,25 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.s3_server import S3Server, s3_server
-from tests.workspace import TINY, Workspace, make_workspace, sets
+from tests.workspace import ROOT, TINY, Workspace, make_workspace, sets
 
 if TYPE_CHECKING:
     from components.register.core import Evidence
 
+_TAKES_FINISHED = re.compile(r"\b(finished\w*|continued): ")  # a fixture below that rests on the finished run, as an argument
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests: a module's stay together, and so do all that read the finished run."""
-    for item in items:
-        group = "finished" if "finished" in item.fixturenames else item.path.name  # type: ignore[attr-defined]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes share the tests: a module's stay together, and so do all modules that read the finished run."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Together(LoadFileScheduling):  # not groups by xdist_group: xdist 3.8 loses them with pytest 9.2
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "finished" if _TAKES_FINISHED.search((ROOT / file).read_text()) else file
+
+    return Together(config, log)
 
 
 @pytest.fixture(scope="session")

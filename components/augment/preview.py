@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +16,6 @@ COLUMNS = 7
 
 def draw_preview(dataset: Dataset, plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, path: Path) -> None:
     """Draw the first images of epoch 0 as the training step will see them, by the same code."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     import tensorflow as tf
 
     images = plan[plan["view"] == 0].reset_index(drop=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from dermaflow.wording import said
+
 
 def model_card(bundle: dict[str, Any]) -> str:
     """A model card from an evidence bundle."""
@@ -18,8 +20,8 @@ def model_card(bundle: dict[str, Any]) -> str:
         if holds
     ]
     classes = "\n".join(
-        f"| {name} | {values['n_images']} | {_interval(values['sensitivity'])} | {_interval(values['specificity'])} | "
-        f"{_interval(values['auroc'])} |"
+        f"| {name} | {values['n_images']} | {said(values['sensitivity'])} | {said(values['specificity'])} | "
+        f"{said(values['auroc'])} |"
         for name, values in test["per_class"].items()
     )
     return f"""# {bundle["architecture"]} on {data["name"]}
@@ -41,9 +43,9 @@ Intervals: 95 %, bootstrap over lesions.
 
 | | estimate |
 |---|---|
-| balanced accuracy | {_interval(test["overall"]["balanced_accuracy"])} |
-| accuracy | {_interval(test["overall"]["accuracy"])} |
-| AUROC (macro) | {_interval(test["overall"]["auroc"])} |
+| balanced accuracy | {said(test["overall"]["balanced_accuracy"])} |
+| accuracy | {said(test["overall"]["accuracy"])} |
+| AUROC (macro) | {said(test["overall"]["auroc"])} |
 
 | class | images | sensitivity | specificity | AUROC |
 |---|---|---|---|---|
@@ -57,7 +59,7 @@ def _out_of_fold(pooled: dict[str, Any] | None) -> str:
         return ""
     judged, spread = pooled["test"], pooled["over_folds"]
     rows = "\n".join(
-        f"| {title} | {_interval(judged['overall'][name])} | {spread[name]['mean']:.3f} | {spread[name]['sd']:.3f} |"
+        f"| {title} | {said(judged['overall'][name])} | {spread[name]['mean']:.3f} | {spread[name]['sd']:.3f} |"
         for name, title in (("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC (macro)"))
     )
     return f"""
@@ -69,9 +71,3 @@ this very model.
 |---|---|---|---|
 {rows}
 """
-
-
-def _interval(value: dict[str, Any]) -> str:
-    if value["estimate"] is None:
-        return "not defined"
-    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"

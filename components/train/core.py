@@ -225,10 +225,8 @@ def _told_when_out_of_memory(params: TrainParams) -> Iterator[None]:
 
 
 def _predictions(model: keras.Model, material: Material) -> pd.DataFrame:
-    """The finished model's logits of the clean validation images: image_id, lesion_id, label, logit_<class>."""
-    logits, classes = stages.judged_images(model, material, material.validation_rows).logits(), material.dataset.classes
-    images = material.dataset.manifest.iloc[material.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
-    return pd.concat([images, pd.DataFrame(logits, columns=contracts.logit_columns(classes))], axis=1)
+    """What the finished model says of the clean validation images."""
+    return material.validation_table(stages.judged_images(model, material, material.validation_rows).logits())
 
 
 def _adjust(model: keras.Model, material: Material, validation: pd.DataFrame) -> float:

@@ -55,6 +55,11 @@ class Material:
         """Class indices of manifest rows, int64 [k]."""
         return self.dataset.labels[rows]
 
+    def validation_table(self, logits: npt.NDArray[np.floating[Any]]) -> pd.DataFrame:
+        """The validation images with their logits [m, classes]: image_id, lesion_id, label, logit_<class>."""
+        images = self.dataset.manifest.iloc[self.validation_rows][["image_id", "lesion_id", "label"]].reset_index(drop=True)
+        return pd.concat([images, pd.DataFrame(logits, columns=contracts.logit_columns(self.dataset.classes))], axis=1)
+
     def draws(self, epoch: int) -> Draws:
         """What the plan draws in an epoch; rows are positions in `train_rows`."""
         return plan_draws(self.plan[self.plan["view"] == 0], self.augment, self.mixup, epoch)

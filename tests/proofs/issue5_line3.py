@@ -7,16 +7,17 @@ code has not made yet. Weights and images are kept nowhere.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from pathlib import Path
 from typing import Any
 
+from dermaflow.artifacts import read_json
 from dermaflow.params import load_params
+from dermaflow.wording import said
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
-from tests.proofs.measuring import Prepared
-from tests.proofs.prove import ROOT, same_code
+from tests.proofs.measuring import Prepared, keep_evidence, stands
+from tests.proofs.prove import ROOT
 
 BOUND = (
     "all of HAM10000, lesion-grouped, ResNet50 with ImageNet weights on 2 cores: 5-fold out-of-fold balanced accuracy at least "
@@ -40,7 +41,7 @@ def prove() -> tuple[str, bool]:
     for name in [*map(str, range(FOLDS)), FINAL]:
         keep(name, images)
     told, passed = judged(images)
-    minutes = [made(str(fold))["minutes"] for fold in range(FOLDS)]
+    minutes = [read_json(EVIDENCE / f"{fold}.json")["minutes"] for fold in range(FOLDS)]
     return f"{told}; minutes a fold {', '.join(f'{each:.0f}' for each in minutes)}", passed and max(minutes) <= MINUTES
 
 
@@ -58,19 +59,12 @@ def model(name: str, images: Prepared) -> tuple[Path, dict[str, Any]]:
 
 def keep(name: str, images: Prepared) -> None:
     """See that the evidence of a model is there and of this code."""
-    if (EVIDENCE / f"{name}.json").exists() and same_code(made(name)["commit"]):
+    if stands(EVIDENCE / f"{name}.json"):
         return
     evaluation, facts = model(name, images)
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     (EVIDENCE / f"{name}.parquet").write_bytes((evaluation / "predictions.parquet").read_bytes())
-    told = {"commit": os.environ["PROVED_COMMIT"], **facts}
-    (EVIDENCE / f"{name}.json").write_text(json.dumps(told, indent=2) + "\n")  # last: it says that the table is whole
-
-
-def made(name: str) -> dict[str, Any]:
-    """How a model of the evidence was made."""
-    told: dict[str, Any] = json.loads((EVIDENCE / f"{name}.json").read_text())
-    return told
+    keep_evidence(EVIDENCE / f"{name}.json", facts)  # last: it says that the table is whole
 
 
 def judged(images: Prepared) -> tuple[str, bool]:
@@ -93,7 +87,7 @@ def judged(images: Prepared) -> tuple[str, bool]:
     def say(found: dict[str, Any]) -> str:
         names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "accuracy": "accuracy"}
         parts = ((text, found[name]) for name, text in names.items())
-        return ", ".join(f"{text} {value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})" for text, value in parts)
+        return ", ".join(f"{text} {said(value)}" for text, value in parts)
 
     holds = whole and all(folds[name]["estimate"] >= least for name, least in LEAST.items())
     return f"out of fold, {judged_images:,} images: {say(folds)}; test part, final model: {say(final)}", holds

@@ -7,13 +7,14 @@ the steps that its run has not finished; when both are kept for this code, nothi
 
 from __future__ import annotations
 
-import json
 import os
 from typing import Any
 
 from dermaflow.artifacts import read_json
+from dermaflow.wording import said
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
-from tests.proofs.prove import ROOT, same_code
+from tests.proofs.measuring import keep_evidence, stands
+from tests.proofs.prove import ROOT
 from tests.workspace import Workspace, make_workspace, sets
 
 BOUND = (
@@ -47,7 +48,7 @@ def prove() -> tuple[str, bool]:
     sizes = {profile: len(one["classes"]) for profile, one in told.items()} == {"paper": 8, "default": 7}
     shown = table() in (ROOT / "docs" / "results.md").read_text()
     figures = "; ".join(
-        f"{profile}: " + ", ".join(f"{name} {_say(found['accuracy'])}" for name, found in one["architectures"].items())
+        f"{profile}: " + ", ".join(f"{name} {said(found['accuracy'])}" for name, found in one["architectures"].items())
         for profile, one in told.items()
     )
     return f"accuracy on test, {figures}; the document shows the table: {shown}", trained and sizes and shown
@@ -56,13 +57,13 @@ def prove() -> tuple[str, bool]:
 def keep(profile: str, settings: tuple[str, ...]) -> None:
     """See that the evidence of a profile is there and of this code."""
     path = EVIDENCE / f"{profile}.json"
-    if path.exists() and same_code(read_json(path)["commit"]):
+    if stands(path):
         return
     folder = PLACE / f"line5-{os.environ['PROVED_COMMIT'][:12]}-{profile}"
     workspace = Workspace(folder) if folder.exists() else make_workspace(folder)
     result = workspace.json("run", "--profile", profile, *sets(*settings))
     run = workspace.path / "runs" / result["run_id"]
-    told: dict[str, Any] = {"commit": os.environ["PROVED_COMMIT"], "architectures": {}}
+    told: dict[str, Any] = {"architectures": {}}
     for name in EPOCHS:
         metrics, model = (
             read_json(run / f"{step}-{name}" / place) for step, place in (("evaluate", METRICS), ("train", MODEL))
@@ -77,8 +78,7 @@ def keep(profile: str, settings: tuple[str, ...]) -> None:
             "loss": metrics["test"]["calibration"]["before"]["nll"],
             "sensitivity": {each: found["sensitivity"] for each, found in metrics["test"]["per_class"].items()},
         }
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(told, indent=2) + "\n")
+    keep_evidence(path, told)
 
 
 def table() -> str:
@@ -89,17 +89,13 @@ def table() -> str:
         both = [told[profile][name] for profile in PROFILES]
         study = {"accuracy": f"{accuracy:.2f}", "loss": f"{loss:.1f}"}
         for figure in ("accuracy", "loss", "balanced_accuracy"):
-            cells = (study.get(figure, ""), *(_say(one[figure]) for one in both))
+            cells = (study.get(figure, ""), *(said(one[figure]) for one in both))
             lines.append(f"| {name} | {figure.replace('_', ' ')} | {' | '.join(cells)} |")
         lines.append(f"| {name} | parameters | | {' | '.join(format(one['parameters'], ',') for one in both)} |")
         for label in told["paper"][name]["sensitivity"]:
-            cells = [_say(one["sensitivity"][label]) if label in one["sensitivity"] else "" for one in both]
+            cells = [said(one["sensitivity"][label]) if label in one["sensitivity"] else "" for one in both]
             lines.append(f"| {name} | sensitivity, {label} | | {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _say(value: dict[str, float]) -> str:
-    return f"{value['estimate']:.3f} ({value['low']:.3f} to {value['high']:.3f})"
 
 
 if __name__ == "__main__":

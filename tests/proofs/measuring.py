@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.proofs.prove import ROOT
+from tests.proofs.prove import ROOT, same_code
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from prepared import Prepared
 
-__all__ = ["Prepared", "benchmark", "pytest_here", "timed"]
+__all__ = ["Prepared", "benchmark", "keep_evidence", "pytest_here", "stands", "timed"]
 
 
 def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
@@ -49,3 +49,14 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
         out, err = process.communicate()
         mib = peak()
     return time.monotonic() - started, mib, subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def stands(evidence: Path) -> bool:
+    """Whether a JSON file of evidence is there and was kept by this code: long proofs go on in another session."""
+    return evidence.exists() and same_code(json.loads(evidence.read_text())["commit"])
+
+
+def keep_evidence(evidence: Path, told: dict[str, Any]) -> None:
+    """Write a JSON file of evidence under docs, for the commit that is being proved."""
+    evidence.parent.mkdir(parents=True, exist_ok=True)
+    evidence.write_text(json.dumps({"commit": os.environ["PROVED_COMMIT"], **told}, indent=2) + "\n")
