@@ -24,7 +24,7 @@ from measured import ROOT, SHARED, peak_of_tree
 from prepared import Prepared
 
 from dermaflow.lineage import git_state, machine
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 
 ARCHITECTURE, METRICS = "resnet50", ("balanced_accuracy", "auroc")
 BASELINE = "logistic regression on frozen features"
@@ -156,7 +156,7 @@ def main() -> int:
     for name in sorted(told["validation"], key=[BASELINE, *STEPS, *told["validation"]].index):
         found = told["validation"][name]
         gain = told["gains"].get(name)
-        cells = [cell for metric in METRICS for cell in (said(found[metric]), said(gain[metric]) if gain else "")]
+        cells = [cell for metric in METRICS for cell in (in_words(found[metric]), in_words(gain[metric]) if gain else "")]
         print(f"| {name} | {' | '.join(cells)} | {told['minutes'][name]:.1f} |")
     for metric, spread in told["seeds"].items():
         print(f"\n{metric} over {options.seeds} seeds: {spread['mean']:.3f}, standard deviation {spread['sd']:.3f}")

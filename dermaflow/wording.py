@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-def said(value: Mapping[str, float | None]) -> str:
+def in_words(value: Mapping[str, float | None]) -> str:
     """An estimate with its 95 % interval (estimate, low, high): 0.719 (0.680 to 0.760); without bounds the estimate alone."""
     estimate, low, high = (value[name] for name in ("estimate", "low", "high"))
     if estimate is None:

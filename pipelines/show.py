@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 
 _WIDE = None if sys.stdout.isatty() else 150  # a log has no width of its own; 80 would break every table
 out = Console(soft_wrap=True, highlight=False, width=_WIDE)
@@ -126,8 +126,8 @@ def run_summary(summary: dict[str, Any]) -> None:
     for entry in summary["architectures"]:
         table.add_row(
             entry["name"],
-            said(entry["validation"]["balanced_accuracy"]),
-            said(entry["test"]["balanced_accuracy"]),
+            in_words(entry["validation"]["balanced_accuracy"]),
+            in_words(entry["test"]["balanced_accuracy"]),
             f"{entry['parameters']:,}",
             f"{entry['train_seconds']:.0f}" if entry["train_seconds"] is not None else "",
             NOT_A_RESULT if entry["pipeline_check"] else "",
@@ -161,7 +161,7 @@ def _out_of_fold(pooled: Sequence[dict[str, Any]]) -> Table:
         cells = []
         for name in ("balanced_accuracy", "auroc"):
             spread = entry["over_folds"][name]
-            cells += [said(entry[name]), f"{spread['mean']:.3f} ({spread['sd']:.3f})"]
+            cells += [in_words(entry[name]), f"{spread['mean']:.3f} ({spread['sd']:.3f})"]
         table.add_row(entry["architecture"], *cells, NOT_A_RESULT if entry["pipeline_check"] else "")
     return table
 
@@ -184,7 +184,7 @@ def _gates(summary: dict[str, Any]) -> None:
         table.add_row(
             gate["name"],
             f"[{colour}]{gate['verdict'].replace('_', ' ')}[/]",
-            said(gate) if gate["low"] is not None else _number(gate["estimate"]),
+            in_words(gate) if gate["low"] is not None else _number(gate["estimate"]),
             _number(gate["threshold"]),
             escape(gate["reason"]),
         )
@@ -256,11 +256,11 @@ def evaluation(result: dict[str, Any]) -> None:
     """`dermaflow evaluate`: figures overall, per class, at the operating points, of calibration and per subgroup."""
     table = Table("metric", "estimate (95 % interval over lesions)")
     for name, value in result["metrics"].items():
-        table.add_row(_METRICS.get(name, name.replace("_", " ")), said(value))
+        table.add_row(_METRICS.get(name, name.replace("_", " ")), in_words(value))
     out.print(table)
     classes = Table("class", "images", "lesions", "sensitivity", "specificity", "AUROC")
     for name, values in result["per_class"].items():
-        classes.add_row(name, *_sizes(values), *(said(values[key]) for key in ("sensitivity", "specificity", "auroc")))
+        classes.add_row(name, *_sizes(values), *(in_words(values[key]) for key in ("sensitivity", "specificity", "auroc")))
     out.print(classes)
     _probabilities(result)
     _subgroups(result)
@@ -273,13 +273,13 @@ def _probabilities(result: dict[str, Any]) -> None:
     points.add_row("images of lesions", *(" of ".join(_sizes(point)) for point in questions))
     points.add_row("threshold", *(_number(point["threshold"]) or NOT_AVAILABLE for point in questions))
     for name in ("sensitivity", "specificity", "ppv", "npv", "auroc"):
-        points.add_row(_METRICS.get(name, name), *(said(point[name]) for point in questions))
+        points.add_row(_METRICS.get(name, name), *(in_words(point[name]) for point in questions))
     if questions:
         out.print(points)
     temperature = NOT_AVAILABLE if result["temperature"] is None else _number(result["temperature"])
     calibration = Table("probabilities", "negative log-likelihood", "Brier score", "expected calibration error")
     for stage, values in result["calibration"].items():
-        cells = [said(values[key]) for key in ("nll", "brier", "ece")] if values else [NOT_AVAILABLE] * 3
+        cells = [in_words(values[key]) for key in ("nll", "brier", "ece")] if values else [NOT_AVAILABLE] * 3
         calibration.add_row(f"{stage} temperature" + (f" {temperature}" if values and stage == "after" else ""), *cells)
     out.print(calibration)
 
@@ -291,7 +291,7 @@ def _subgroups(result: dict[str, Any]) -> None:
     for attribute, members in result["subgroups"].items():
         for name, values in members.items():
             few = values["n_lesions"] < result["least_lesions"]
-            cells = ("too few", "") if few else (said(values[key]) for key in ("balanced_accuracy", "accuracy"))
+            cells = ("too few", "") if few else (in_words(values[key]) for key in ("balanced_accuracy", "accuracy"))
             table.add_row(escape(f"{SUBGROUPS[attribute]}: {name.replace('_', ' ')}"), *_sizes(values), *cells)
     if result["subgroups"]:
         out.print(table)
@@ -326,8 +326,8 @@ def tuning(result: dict[str, Any]) -> None:
     for trial in result["trials"]:
         table.add_row(
             ", ".join(f"{key.removeprefix('train.')}={value}" for key, value in trial["settings"].items()),
-            said(trial[result["metric"]]),
-            "best" if trial["difference"] is None else said(trial["difference"]),
+            in_words(trial[result["metric"]]),
+            "best" if trial["difference"] is None else in_words(trial["difference"]),
             f"{trial['best_epoch']} of {trial['epochs']}",
             f"{trial['seconds']:.0f}",
             trial["experiment"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 
 
 def model_card(bundle: dict[str, Any]) -> str:
@@ -20,8 +20,8 @@ def model_card(bundle: dict[str, Any]) -> str:
         if holds
     ]
     classes = "\n".join(
-        f"| {name} | {values['n_images']} | {said(values['sensitivity'])} | {said(values['specificity'])} | "
-        f"{said(values['auroc'])} |"
+        f"| {name} | {values['n_images']} | {in_words(values['sensitivity'])} | {in_words(values['specificity'])} | "
+        f"{in_words(values['auroc'])} |"
         for name, values in test["per_class"].items()
     )
     return f"""# {bundle["architecture"]} on {data["name"]}
@@ -43,9 +43,9 @@ Intervals: 95 %, bootstrap over lesions.
 
 | | estimate |
 |---|---|
-| balanced accuracy | {said(test["overall"]["balanced_accuracy"])} |
-| accuracy | {said(test["overall"]["accuracy"])} |
-| AUROC (macro) | {said(test["overall"]["auroc"])} |
+| balanced accuracy | {in_words(test["overall"]["balanced_accuracy"])} |
+| accuracy | {in_words(test["overall"]["accuracy"])} |
+| AUROC (macro) | {in_words(test["overall"]["auroc"])} |
 
 | class | images | sensitivity | specificity | AUROC |
 |---|---|---|---|---|
@@ -59,7 +59,7 @@ def _out_of_fold(pooled: dict[str, Any] | None) -> str:
         return ""
     judged, spread = pooled["test"], pooled["over_folds"]
     rows = "\n".join(
-        f"| {title} | {said(judged['overall'][name])} | {spread[name]['mean']:.3f} | {spread[name]['sd']:.3f} |"
+        f"| {title} | {in_words(judged['overall'][name])} | {spread[name]['mean']:.3f} | {spread[name]['sd']:.3f} |"
         for name, title in (("balanced_accuracy", "balanced accuracy"), ("auroc", "AUROC (macro)"))
     )
     return f"""

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 from tests.proofs.clone import fresh_clone, make
 
 BOUND = "make run within 480 s after installation, CNN low end of test balanced accuracy over 2/7; again within 60 s, untrained"
@@ -44,7 +44,7 @@ def prove() -> tuple[str, bool]:
     )
     return (
         f"first {seconds:.0f} s, again {seconds_again:.0f} s (worked: {', '.join(sorted(worked))}); CNN test balanced accuracy "
-        f"{said(figure)}, n = {cnn['test']['n_images']}"
+        f"{in_words(figure)}, n = {cnn['test']['n_images']}"
     ), passed
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 from tests.proofs.clone import SHARED, dermaflow, fresh_clone, imagenet_weights
 
 BOUND = "within 35 minutes on 2 cores; ResNet50's test balanced accuracy at least 0.55 over at least 250 test images"
@@ -25,6 +25,6 @@ def prove() -> tuple[str, bool]:
     figure, images = resnet["test"]["balanced_accuracy"], resnet["test"]["n_images"]
     passed = seconds <= 35 * 60 and figure["estimate"] >= 0.55 and images >= 250 and result["candidate"]["version"] >= 1
     return (
-        f"{seconds / 60:.1f} minutes; ResNet50 test balanced accuracy {said(figure)}, "
+        f"{seconds / 60:.1f} minutes; ResNet50 test balanced accuracy {in_words(figure)}, "
         f"n = {images} images of {resnet['test']['n_lesions']} lesions"
     ), passed

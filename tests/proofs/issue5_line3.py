@@ -14,7 +14,7 @@ from typing import Any
 
 from dermaflow.artifacts import read_json
 from dermaflow.params import load_params
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
 from tests.proofs.measuring import Prepared, keep_evidence, stands
 from tests.proofs.prove import ROOT
@@ -87,7 +87,7 @@ def judged(images: Prepared) -> tuple[str, bool]:
     def say(found: dict[str, Any]) -> str:
         names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "accuracy": "accuracy"}
         parts = ((text, found[name]) for name, text in names.items())
-        return ", ".join(f"{text} {said(value)}" for text, value in parts)
+        return ", ".join(f"{text} {in_words(value)}" for text, value in parts)
 
     holds = whole and all(folds[name]["estimate"] >= least for name, least in LEAST.items())
     return f"out of fold, {judged_images:,} images: {say(folds)}; test part, final model: {say(final)}", holds

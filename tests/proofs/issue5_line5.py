@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 from dermaflow.artifacts import read_json
-from dermaflow.wording import said
+from dermaflow.wording import in_words
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
 from tests.proofs.measuring import keep_evidence, stands
 from tests.proofs.prove import ROOT
@@ -48,7 +48,7 @@ def prove() -> tuple[str, bool]:
     sizes = {profile: len(one["classes"]) for profile, one in told.items()} == {"paper": 8, "default": 7}
     shown = table() in (ROOT / "docs" / "results.md").read_text()
     figures = "; ".join(
-        f"{profile}: " + ", ".join(f"{name} {said(found['accuracy'])}" for name, found in one["architectures"].items())
+        f"{profile}: " + ", ".join(f"{name} {in_words(found['accuracy'])}" for name, found in one["architectures"].items())
         for profile, one in told.items()
     )
     return f"accuracy on test, {figures}; the document shows the table: {shown}", trained and sizes and shown
@@ -89,11 +89,11 @@ def table() -> str:
         both = [told[profile][name] for profile in PROFILES]
         study = {"accuracy": f"{accuracy:.2f}", "loss": f"{loss:.1f}"}
         for figure in ("accuracy", "loss", "balanced_accuracy"):
-            cells = (study.get(figure, ""), *(said(one[figure]) for one in both))
+            cells = (study.get(figure, ""), *(in_words(one[figure]) for one in both))
             lines.append(f"| {name} | {figure.replace('_', ' ')} | {' | '.join(cells)} |")
         lines.append(f"| {name} | parameters | | {' | '.join(format(one['parameters'], ',') for one in both)} |")
         for label in told["paper"][name]["sensitivity"]:
-            cells = [said(one["sensitivity"][label]) if label in one["sensitivity"] else "" for one in both]
+            cells = [in_words(one["sensitivity"][label]) if label in one["sensitivity"] else "" for one in both]
             lines.append(f"| {name} | sensitivity, {label} | | {' | '.join(cells)} |")
     return "\n".join(lines)
 
