@@ -150,14 +150,25 @@ def s3_server(folder: Path) -> Iterator[S3Server]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on, each with the one 10,000 above it free too: SeaweedFS speaks gRPC there."""
+    """Ports that can be bound, each with the one 10,000 above it: SeaweedFS speaks gRPC there. All lie below those that Linux
+    gives to outgoing connections (32,768 on)."""
     found: list[int] = []
-    candidate = 20_000 + 97 * os.getpid() % 10_000  # far from a server that a process started beside this one is starting
+    candidate = 10_000 + 97 * os.getpid() % 12_000  # far from a server that a process started beside this one is starting
     while len(found) < count:
-        candidate = candidate + 1 if candidate < 45_000 else 20_000
-        if not _is_open(candidate) and not _is_open(candidate + 10_000):
+        candidate = candidate + 1 if candidate < 22_000 else 10_000
+        if _is_free(candidate) and _is_free(candidate + 10_000):
             found.append(candidate)
     return found
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: connections that are closing do not matter
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
 
 
 def _is_open(port: int) -> bool:
