@@ -15,6 +15,9 @@ from tests.proofs.prove import ROOT, same_code
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from prepared import Prepared
 
+# What a trained model and its figures come from. Evidence of hours stands while none of this changes; tests may.
+_MADE_BY = ("components", "dermaflow", "pipelines", "params", "params.yaml", "requirements", "benchmarks/prepared.py")
+
 __all__ = ["Prepared", "benchmark", "keep_evidence", "pytest_here", "stands", "timed"]
 
 
@@ -52,8 +55,9 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
 
 
 def stands(evidence: Path) -> bool:
-    """Whether a JSON file of evidence is there and was kept by this code: long proofs go on in another session."""
-    return evidence.exists() and same_code(json.loads(evidence.read_text())["commit"])
+    """Whether a proof's JSON file of evidence is there and was made by this code: long proofs go on in another session."""
+    proof = f"tests/proofs/{evidence.parent.name}.py"
+    return evidence.exists() and same_code(json.loads(evidence.read_text())["commit"], *_MADE_BY, proof)
 
 
 def keep_evidence(evidence: Path, told: dict[str, Any]) -> None:
