@@ -26,7 +26,7 @@ BOUND = (
 LEAST = {"balanced_accuracy": 0.72, "auroc": 0.94}
 MINUTES, FOLDS, SEED = 45.0, 5, 20240101
 EVIDENCE = ROOT / "docs" / "evidence" / "issue5_line3"
-FINAL = "final"
+FINAL, FOLDED = "final", f"split.folds={FOLDS}"
 
 
 def prove() -> tuple[str, bool]:
@@ -35,7 +35,7 @@ def prove() -> tuple[str, bool]:
     if weights is None:
         return "the real images (../shared) are not here", False
     os.chdir(ROOT)
-    settings = (f"data.source={SHARED / 'data' / 'ham10000'}", f"split.folds={FOLDS}", f"train.weights.resnet50={weights}")
+    settings = (f"data.source={SHARED / 'data' / 'ham10000'}", FOLDED, f"train.weights.resnet50={weights}")
     images = Prepared(PLACE / f"line3-{os.environ['PROVED_COMMIT'][:12]}", load_params("tuned", settings))
     assert images.params.split.seed == SEED
     for name in [*map(str, range(FOLDS)), FINAL]:
@@ -59,12 +59,13 @@ def model(name: str, images: Prepared) -> tuple[Path, dict[str, Any]]:
 
 def keep(name: str, images: Prepared) -> None:
     """See that the evidence of a model is there and of this code."""
-    if stands(EVIDENCE / f"{name}.json"):
+    params = load_params("tuned", (FOLDED,))
+    if stands(EVIDENCE / f"{name}.json", params):
         return
     evaluation, facts = model(name, images)
     EVIDENCE.mkdir(parents=True, exist_ok=True)
     (EVIDENCE / f"{name}.parquet").write_bytes((evaluation / "predictions.parquet").read_bytes())
-    keep_evidence(EVIDENCE / f"{name}.json", facts)  # last: it says that the table is whole
+    keep_evidence(EVIDENCE / f"{name}.json", facts, params)  # last: it says that the table is whole
 
 
 def judged(images: Prepared) -> tuple[str, bool]:

@@ -11,6 +11,7 @@ import os
 from typing import Any
 
 from dermaflow.artifacts import read_json
+from dermaflow.params import load_params
 from dermaflow.wording import in_words
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
 from tests.proofs.measuring import keep_evidence, stands
@@ -33,14 +34,9 @@ def prove() -> tuple[str, bool]:
     weights = {name: imagenet_weights(name) for name in ("resnet50", "xception")}
     if not all(weights.values()):
         return "the real images (../shared) are not here", False
-    settings = (
-        f"data.source={SHARED / 'data' / 'ham10000'}",
-        f"train.epochs={EPOCHS['cnn']}",
-        f"train.head_epochs={EPOCHS['resnet50']}",
-        *(f"train.weights.{name}={path}" for name, path in weights.items()),
-    )
+    paths = (f"data.source={SHARED / 'data' / 'ham10000'}", *(f"train.weights.{name}={path}" for name, path in weights.items()))
     for profile in PROFILES:
-        keep(profile, settings)
+        keep(profile, paths)
     told = {profile: read_json(EVIDENCE / f"{profile}.json") for profile in PROFILES}
     trained = all(
         told[profile]["architectures"][name]["epochs"] >= epochs for profile in PROFILES for name, epochs in EPOCHS.items()
@@ -54,14 +50,15 @@ def prove() -> tuple[str, bool]:
     return f"accuracy on test, {figures}; the document shows the table: {shown}", trained and sizes and shown
 
 
-def keep(profile: str, settings: tuple[str, ...]) -> None:
-    """See that the evidence of a profile is there and of this code."""
-    path = EVIDENCE / f"{profile}.json"
-    if stands(path):
+def keep(profile: str, paths: tuple[str, ...]) -> None:
+    """See that the evidence of a profile is there and of this code; `paths` are settings of this machine."""
+    path, settings = EVIDENCE / f"{profile}.json", (f"train.epochs={EPOCHS['cnn']}", f"train.head_epochs={EPOCHS['resnet50']}")
+    params = load_params(profile, settings, ROOT)
+    if stands(path, params):
         return
     folder = PLACE / f"line5-{os.environ['PROVED_COMMIT'][:12]}-{profile}"
     workspace = Workspace(folder) if folder.exists() else make_workspace(folder)
-    result = workspace.json("run", "--profile", profile, *sets(*settings))
+    result = workspace.json("run", "--profile", profile, *sets(*settings, *paths))
     run = workspace.path / "runs" / result["run_id"]
     told: dict[str, Any] = {"architectures": {}}
     for name in EPOCHS:
@@ -78,7 +75,7 @@ def keep(profile: str, settings: tuple[str, ...]) -> None:
             "loss": metrics["test"]["calibration"]["before"]["nll"],
             "sensitivity": {each: found["sensitivity"] for each, found in metrics["test"]["per_class"].items()},
         }
-    keep_evidence(path, told)
+    keep_evidence(path, told, params)
 
 
 def table() -> str:
