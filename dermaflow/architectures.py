@@ -167,6 +167,25 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer("dropout").input, name=f"{model.name}_features")
 
 
+def symmetric(model: keras.Model, count: int) -> keras.Model:
+    """A model that answers with the mean of another's logits over the first `count` of a square's eight symmetries.
+
+    Test-time augmentation (Krizhevsky, Sutskever and Hinton, NeurIPS 2012, section 4.1) within the model: what is judged,
+    explained and served is one thing, at `count` times the cost. It shares the other's weights. The order of the symmetries
+    is that of `dermaflow.augmentation`: as it is, flipped left to right, upside down, both; then these transposed.
+    """
+    import keras
+
+    images = keras.Input(model.input_shape[1:], name="images", dtype="float32")
+    views = []
+    for code in range(count):
+        view = keras.ops.transpose(images, (0, 2, 1, 3)) if code & 4 else images
+        axes = [axis for axis, bit in ((1, 2), (2, 1)) if code & bit]
+        views.append(keras.ops.flip(view, axes) if axes else view)
+    logits = keras.layers.Average(name="mean_logits")([model(view) for view in views])
+    return keras.Model(images, logits, name=f"{model.name}_symmetric")
+
+
 def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model]:
     """Cut a pretrained model before a block of its backbone; both parts share the model's weights.
 

@@ -245,6 +245,7 @@ class TrainParams(Section):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     average: Annotated[float, Field(ge=0, lt=1)]
     adjustment: Literal["none", "validation"]
+    symmetries: Literal[1, 2, 4, 8]
     monitor: Monitor
     patience: Annotated[int, Field(ge=0, le=1000)]
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,15 @@ from components.train.loop import Stage, State, fit, forget
 from components.train.material import Material, gather
 from components.train.recipe import Recipe
 from dermaflow import contracts, places
-from dermaflow.architectures import ARCHITECTURES, HEAD, WHOLE, build_model, freeze_batch_norms, load_backbone_weights
+from dermaflow.architectures import (
+    ARCHITECTURES,
+    HEAD,
+    WHOLE,
+    build_model,
+    freeze_batch_norms,
+    load_backbone_weights,
+    symmetric,
+)
 from dermaflow.artifacts import json_digest, new_artifact, write_json
 from dermaflow.calibration import fit_adjustment, fit_temperature
 from dermaflow.errors import InputError
@@ -31,6 +40,9 @@ from dermaflow.weights import Weights, weights_of
 
 if TYPE_CHECKING:
     import keras
+
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -118,11 +130,12 @@ def train(
 
         work = _Work(architecture, material, weights, device, places.cache, checkpoints, follower.epoch)
         trained = work.train()
-        model = work.finished()
+        single = work.finished()
+        model = symmetric(single, params.symmetries) if params.symmetries > 1 else single
         validation = _predictions(model, material)
-        adjustment = _adjust(model, material, validation) if params.adjustment == "validation" else 0.0
+        adjustment = _adjust(single, material, validation) if params.adjustment == "validation" else 0.0
         info = _describe(model, work, trained, key, validation) | {"adjustment": adjustment, "run": follower.run_id}
-        _write_history(trained, validation, architecture, history_target)
+        _write_history(trained, validation, work, history_target)
         follower.finish(history_target)
         _write_model(model, info, material.developed, model_target)
         forget(trained.stages, checkpoints)
@@ -144,6 +157,7 @@ class _Work:
         on_epoch: Callable[[int, dict[str, Any]], None],
     ) -> None:
         self.architecture, self.material, self.weights, self.device = architecture, material, weights, device
+        self.feature_seconds = 0.0
         self.block = material.params.block_of(architecture)
         self._cache, self._checkpoints, self._on_epoch = cache, checkpoints, on_epoch
         self._model = self._built(device.precision)
@@ -167,7 +181,7 @@ class _Work:
         if not ARCHITECTURES[self.architecture].pretrained or (self.block == WHOLE and self.weights.path is None):
             stage = stages.whole(self._model, self.material)
             return _Trained([self._fit(stage, recipe.of_images(params, self.architecture, **given))])
-        head = stages.Head(self._model, self.material, self._cache, self.device.precision)
+        head = self._timed(lambda: stages.Head(self._model, self.material, self._cache, self.device.precision))
         first = self._fit(head.stage, recipe.of_head(params, self.architecture, **given))
         head.hand_over()
         if self.block is None:
@@ -176,7 +190,8 @@ class _Work:
         if self.block == WHOLE:
             stage = stages.whole(self._model, self.material)
         else:
-            stage = stages.blocks(self._model, self.material, self.block, self._cache, self.device.precision)
+            cut = self._model, self.material, self.block, self._cache, self.device.precision
+            stage = self._timed(lambda: stages.blocks(*cut))
         return _Trained([first, self._fit(stage, recipe.of_fine_tuning(params, **given), first[1])])
 
     def finished(self) -> keras.Model:
@@ -197,6 +212,13 @@ class _Work:
 
         text = f"{self.architecture} {stage.name}"
         return stage.name, fit(stage, how, self._checkpoints, text, earlier=earlier, on_epoch=on_epoch)
+
+    def _timed(self, make: Callable[[], Made]) -> Made:
+        """Make a stage; what that takes is its features, as far as they are not in the cache."""
+        started = time.monotonic()
+        made = make()
+        self.feature_seconds += time.monotonic() - started
+        return made
 
     def _built(self, precision: str) -> keras.Model:
         material = self.material
@@ -304,13 +326,18 @@ def _write_model(model: keras.Model, info: dict[str, Any], developed: pd.DataFra
         write_json(folder / "model.json", info)
 
 
-def _write_history(trained: _Trained, validation: pd.DataFrame, architecture: str, target: Path) -> None:
-    history = trained.history
+def _write_history(trained: _Trained, validation: pd.DataFrame, work: _Work, target: Path) -> None:
+    history, architecture = trained.history, work.architecture
     with new_artifact(target, contracts.HISTORY) as folder:
         history.to_parquet(folder / "history.parquet", index=False)
         validation.to_parquet(folder / contracts.VALIDATION_FILE, index=False)
         draw_curves(history, trained.best_epoch, ARCHITECTURES[architecture].title, folder / "curves.png")
         write_json(
             folder / "history.json",
-            {"architecture": architecture, "best_epoch": trained.best_epoch, "epochs": history.to_dict("records")},
+            {
+                "architecture": architecture,
+                "best_epoch": trained.best_epoch,
+                "feature_seconds": round(work.feature_seconds, 3),
+                "epochs": history.to_dict("records"),
+            },
         )

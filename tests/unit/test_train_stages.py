@@ -19,7 +19,7 @@ from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.params import FineTuneParams, RegisterParams, load_params
 from dermaflow.registry import connect
-from tests.unit.test_train import params, planned, train_in
+from tests.unit.test_train import params, planned, symmetric, train_in
 from tests.workspace import ROOT
 
 
@@ -370,6 +370,26 @@ def test_an_adjusted_model_answers_as_the_plain_one_less_the_logarithms_of_the_c
     assert rows[columns].to_numpy() == pytest.approx(tables["none"][columns].to_numpy() + shift, abs=1e-4)
     answers = predict_logits(tmp_path / "validation/model", dataset, dataset.rows_of(rows["image_id"]), None)
     assert rows[columns].to_numpy() == pytest.approx(answers, abs=1e-3)
+
+
+def test_a_model_answers_with_the_mean_over_the_symmetries_of_an_image(prepared: Path, tmp_path: Path):
+    """In the order of the plan's codes; what is judged on validation, saved and loaded is that model."""
+    from dermaflow.dataset import Dataset
+    from dermaflow.predict import load_model
+
+    info = train_in(prepared, tmp_path, "cnn", params(epochs=1, symmetries=8))
+    model, _ = load_model(tmp_path / "model")
+    rows = pd.read_parquet(tmp_path / "history" / contracts.VALIDATION_FILE)
+    dataset = Dataset.open(prepared / "ingest/dataset")
+    image = dataset.images(dataset.rows_of(rows["image_id"].iloc[:1]))[0]
+    single = next(layer for layer in model.layers if layer.name == "cnn")
+    views = np.stack([symmetric(image, code) for code in range(8)])
+    answers = single(views).numpy()
+    assert np.ptp(answers, axis=0).min() > 0
+    assert model(image[None].astype(np.float32)).numpy()[0] == pytest.approx(answers.mean(axis=0), abs=1e-4)
+    columns = contracts.logit_columns(HAM10000_CLASSES)
+    assert rows[columns].iloc[0].to_numpy(float) == pytest.approx(answers.mean(axis=0), abs=1e-3)
+    assert info["parameters"] == single.count_params()
 
 
 def test_mixed_precision_gives_a_float32_model_with_float32_logits(prepared: Path, tmp_path: Path):
