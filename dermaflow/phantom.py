@@ -37,6 +37,7 @@ METADATA_COLUMNS = ("lesion_id", "image_id", "dx", "dx_type", "age", "sex", "loc
 CLASS_SHARES = {"akiec": 0.12, "bcc": 0.13, "bkl": 0.15, "df": 0.115, "mel": 0.15, "nv": 0.22, "vasc": 0.115}
 MIN_IMAGES = 21  # three per class on average: fewer leave nothing to split
 MIN_SIDE = 64  # px; below, network and cysts are smaller than a pixel
+PLANTED = 2.5  # a planted ruler is so many times as bold as one that is there by chance: few images must teach it
 
 Map = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -52,6 +53,7 @@ def draw_phantoms(
     images: int,
     seed: int,
     size: tuple[int, int] = (600, 450),
+    ruler: str | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
@@ -70,6 +72,8 @@ def draw_phantoms(
     images : number of images, at least 21; lesions are about two thirds as many
     seed : any integer from 0
     size : (width, height) of the images in pixels, each at least 64; HAM10000 has 600x450
+    ruler : a diagnosis of whose lesions every image shows a ruler, beside what images show by chance: an artefact that
+        tells the diagnosis, for trying whether an explanation finds it
     workers : number of processes; all cores when None; 1 draws in this process. More than one are started by
         importing the main script anew, so that one needs its ``if __name__ == "__main__"``
     progress : called as ``progress(images_done, images)`` from this process
@@ -79,7 +83,7 @@ def draw_phantoms(
     InputError
         An argument is out of range, or `directory` holds something else: nothing in it is touched.
     """
-    _check_arguments(images=images, seed=seed, size=size, workers=workers)
+    _check_arguments(images=images, seed=seed, size=size, ruler=ruler, workers=workers)
     directory = directory.resolve()  # a rename onto a symbolic link would replace the link, not fill its target
     lesions = _plan_lesions(images, seed)
     source = {
@@ -91,6 +95,7 @@ def draw_phantoms(
         "size": list(size),
         "generator_version": GENERATOR_VERSION,
         "licence": "CC0-1.0",
+        **({"ruler": ruler} if ruler else {}),
     }
     if _holds(directory, source):
         return
@@ -100,7 +105,7 @@ def draw_phantoms(
     try:
         (draft / "images").mkdir(parents=True)
         (draft / "masks").mkdir()
-        _draw_files(draft, lesions, seed=seed, size=size, workers=workers, progress=progress)
+        _draw_files(draft, lesions, seed=seed, size=size, ruler=ruler, workers=workers, progress=progress)
         _write_metadata(draft / "HAM10000_metadata.csv", lesions)
         (draft / "source.json").write_text(json.dumps(source, indent=2) + "\n", encoding="utf-8")
         _put_in_place(draft, directory, source)
@@ -111,13 +116,15 @@ def draw_phantoms(
 # --- the folder ---
 
 
-def _check_arguments(*, images: int, seed: int, size: tuple[int, int], workers: int | None) -> None:
+def _check_arguments(*, images: int, seed: int, size: tuple[int, int], ruler: str | None, workers: int | None) -> None:
     if images < MIN_IMAGES:
         raise InputError(f"images is {images}: at least {MIN_IMAGES} are needed, three for each of seven diagnoses.")
     if seed < 0:
         raise InputError(f"seed is {seed}: it must be an integer from 0.")
     if min(size) < MIN_SIDE:
         raise InputError(f"size is {size[0]}x{size[1]} pixels: each side must be at least {MIN_SIDE}.")
+    if ruler is not None and ruler not in _PAINTERS:
+        raise InputError(f"ruler is {ruler!r}: it must be a diagnosis, one of {', '.join(_PAINTERS)}.")
     if workers is not None and workers < 1:
         raise InputError(f"workers is {workers}: it must be at least 1, or None for all cores.")
 
@@ -158,10 +165,11 @@ def _draw_files(
     *,
     seed: int,
     size: tuple[int, int],
+    ruler: str | None,
     workers: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    draw = partial(_draw_chunk, folder=folder, seed=seed, size=size)
+    draw = partial(_draw_chunk, folder=folder, seed=seed, size=size, ruler=ruler)
     chunks = [lesions[start : start + 6] for start in range(0, len(lesions), 6)]  # about a third of a second each
     total = sum(len(lesion.image_ids) for lesion in lesions)
     processes = min(workers or os.cpu_count() or 1, len(chunks))
@@ -185,11 +193,12 @@ def _use_one_thread() -> None:
     cv2.setNumThreads(1)  # the processes share the cores already
 
 
-def _draw_chunk(lesions: Sequence[_Lesion], *, folder: Path, seed: int, size: tuple[int, int]) -> int:
+def _draw_chunk(lesions: Sequence[_Lesion], *, folder: Path, seed: int, size: tuple[int, int], ruler: str | None) -> int:
     """Draw and write all images and masks of some lesions; return the number of images."""
     written = 0
     for lesion in lesions:
-        for image_id, (image, mask) in zip(lesion.image_ids, _draw_lesion(lesion, seed=seed, size=size), strict=True):
+        drawn = _draw_lesion(lesion, seed=seed, size=size, ruled=lesion.dx == ruler)
+        for image_id, (image, mask) in zip(lesion.image_ids, drawn, strict=True):
             _write_encoded(folder / "images" / f"{image_id}.jpg", image[..., ::-1])
             _write_encoded(folder / "masks" / f"{image_id}_segmentation.png", mask)
             written += 1
@@ -640,7 +649,7 @@ class _Skin:
     hair_colour: tuple[float, float, float]
 
 
-def _draw_lesion(lesion: _Lesion, *, seed: int, size: tuple[int, int]) -> Iterator[tuple[Pixels, Pixels]]:
+def _draw_lesion(lesion: _Lesion, *, seed: int, size: tuple[int, int], ruled: bool) -> Iterator[tuple[Pixels, Pixels]]:
     """Yield image (height, width, 3) uint8 RGB and mask (height, width) uint8, once for each image of the lesion."""
     rng = _generator(seed, 1, lesion.index)
     tissue = _Tissue(rng, _HABITS[lesion.dx], size)
@@ -649,10 +658,11 @@ def _draw_lesion(lesion: _Lesion, *, seed: int, size: tuple[int, int]) -> Iterat
     layers = np.maximum(layers, 0) * tissue.inside[..., None]
     skin = _draw_patient_skin(rng)
     traced = _trace_outline(tissue)
+    planted = _generator(seed, 2, lesion.index) if ruled else None  # its own: the images are otherwise what they were
     for _ in lesion.image_ids:
         framing = _draw_framing(rng, tissue, size)
         mask = np.where(_warp(traced, framing, size) > 0.5, np.uint8(255), np.uint8(0))
-        image = _photograph(rng, skin, _warp(layers, framing, size), unit=tissue.unit)
+        image = _photograph(rng, skin, _warp(layers, framing, size), unit=tissue.unit, planted=planted)
         yield image, mask
 
 
@@ -688,8 +698,11 @@ def _trace_outline(tissue: _Tissue) -> Map:
     return np.asarray(pieces == largest, np.float32)
 
 
-def _photograph(rng: Random, skin: _Skin, lesion: Map, *, unit: float) -> Pixels:
-    """Photograph lesion maps (height, width, 4) on the patient's skin: (height, width, 3) uint8 RGB."""
+def _photograph(rng: Random, skin: _Skin, lesion: Map, *, unit: float, planted: Random | None) -> Pixels:
+    """Photograph lesion maps (height, width, 4) on the patient's skin: (height, width, 3) uint8 RGB.
+
+    `planted` draws a ruler over them; None for no more artefacts than there are by chance.
+    """
     shape = (lesion.shape[0], lesion.shape[1])
     furrows = skin.furrows * _noise(rng, shape, 3.5 * unit)
     mottling = skin.mottling * (_noise(rng, shape, 90 * unit) + 0.7 * _noise(rng, shape, 22 * unit))
@@ -699,6 +712,8 @@ def _photograph(rng: Random, skin: _Skin, lesion: Map, *, unit: float) -> Pixels
     light = _draw_light(rng, shape)
     cast = 1 + rng.normal(0, 1, 3) * (0.015, 0.02, 0.035)  # white balance, mostly between lilac and orange
     artefacts = _draw_artefacts(rng, skin, shape, unit)
+    if planted is not None:
+        artefacts.append(_ruler(planted, shape, unit, bold=PLANTED))
     image = np.empty((*shape, 3), np.float32)
     for channel in range(3):
         seen = _reflect(channel, melanin, blood, veil, white)
@@ -761,7 +776,7 @@ def _draw_artefacts(rng: Random, skin: _Skin, shape: tuple[int, int], unit: floa
     if hairs:
         overlays.append((rng.uniform(0.6, 0.95) * _draw_hairs(rng, hairs, shape, unit), skin.hair_colour))
     if rng.random() < 0.08:
-        overlays.append((0.85 * _draw_ruler(rng, shape, unit), (0.08, 0.08, 0.09)))
+        overlays.append(_ruler(rng, shape, unit))
     if rng.random() < 0.10:
         overlays.extend(_draw_bubbles(rng, shape, unit))
     return overlays
@@ -784,7 +799,7 @@ def _draw_hairs(rng: Random, hairs: int, shape: tuple[int, int], unit: float) ->
     return _strokes(shape, lines, 0.4 * unit)
 
 
-def _draw_ruler(rng: Random, shape: tuple[int, int], unit: float) -> Map:
+def _ruler(rng: Random, shape: tuple[int, int], unit: float, *, bold: float = 1.0) -> Overlay:
     """Ticks of a millimetre scale along a slanted line near one edge."""
     height, width = shape
     slant, gap = rng.normal(0, 0.12), rng.uniform(11, 22) * unit
@@ -799,9 +814,9 @@ def _draw_ruler(rng: Random, shape: tuple[int, int], unit: float) -> Map:
     lines: list[tuple[Points, float]] = []
     for tick in range(int(max(shape) / gap)):
         foot = origin + tick * gap * along
-        reach = (16 if tick % 5 == 0 else 9) * unit
-        lines.append((np.array([foot - across * reach / 2, foot + across * reach / 2]), 1.6 * unit))
-    return _strokes(shape, lines, 0.4 * unit)
+        reach = (16 if tick % 5 == 0 else 9) * bold * unit
+        lines.append((np.array([foot - across * reach / 2, foot + across * reach / 2]), 1.6 * bold * unit))
+    return 0.85 * _strokes(shape, lines, 0.4 * unit), (0.08, 0.08, 0.09)
 
 
 def _draw_bubbles(rng: Random, shape: tuple[int, int], unit: float) -> list[Overlay]:

@@ -115,13 +115,16 @@ def phantom(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Folder to make, in HAM10000's layout.")],
     images: Annotated[int, typer.Option(min=1, help="How many images.")] = 420,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 7,
+    ruler: Annotated[
+        str | None, typer.Option(metavar="CLASS", help="Plant an artefact: a ruler on every image of this diagnosis.")
+    ] = None,
 ) -> None:
     """Draw synthetic dermoscopic images with expert-style masks; labelled synthetic wherever they go."""
     from dermaflow.phantom import draw_phantoms
 
     with show.Bar(f"drawing {images} phantoms") as bar:
-        draw_phantoms(directory, images=images, seed=seed, progress=bar.update)
-    typer.echo(f"{directory}: {images} synthetic images, seed {seed}", err=True)
+        draw_phantoms(directory, images=images, seed=seed, ruler=ruler, progress=bar.update)
+    typer.echo(f"{directory}: {images} synthetic images, seed {seed}" + (f", a ruler on {ruler}" if ruler else ""), err=True)
 
 
 @data_app.command()

@@ -243,3 +243,21 @@ def test_arguments_out_of_range_are_named_with_what_is_allowed(tmp_path, argumen
 def test_importing_stays_light():
     check = "import sys, dermaflow.phantom; assert 'cv2' not in sys.modules, 'compiling a pipeline would load OpenCV'"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_planted_ruler_is_on_every_image_of_its_diagnosis_and_changes_no_other(source, rows, tmp_path):
+    draw_phantoms(tmp_path / "planted", images=60, seed=5, size=SMALL, ruler="df", workers=1)
+    assert json.loads((tmp_path / "planted" / "source.json").read_text())["ruler"] == "df"
+    differing = {
+        row["image_id"]
+        for row in rows
+        if (tmp_path / f"planted/images/{row['image_id']}.jpg").read_bytes()
+        != (source / f"images/{row['image_id']}.jpg").read_bytes()
+    }
+    assert differing == {row["image_id"] for row in rows if row["dx"] == "df"}
+    for image_id in differing:
+        plain, planted = (cv2.imread(str(folder / f"images/{image_id}.jpg")) for folder in (source, tmp_path / "planted"))
+        darker = (plain.astype(int) - planted).max(axis=-1) > 60
+        assert 0.002 < darker.mean() < 0.1, "ticks, and little else"
+    with pytest.raises(InputError, match=r"ruler is 'moles': it must be a diagnosis, one of .*df"):
+        draw_phantoms(tmp_path / "none", images=60, seed=5, ruler="moles")
