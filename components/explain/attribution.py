@@ -30,7 +30,8 @@ class LogitExplainer:
     """Attributes any single logit of a model to its inputs; the graph is traced once, for all logits and images.
 
     The attributions of one image sum to its logit minus the mean logit of the background, as far as every operation
-    in the network obeys the rescale rule: check with `base_logits`.
+    in the network obeys the rescale rule: check with `base_logits`. `compare_with` takes another background, or sees to
+    it that weights which have changed count.
 
     Parameters
     ----------
@@ -45,12 +46,12 @@ class LogitExplainer:
     def __init__(self, model: keras.Model, background: Floats) -> None:
         import keras
         import shap
+        import tensorflow as tf
 
         _register_missing_operations()
         self._model = model
-        self._chunks = np.array_split(background, math.ceil(len(background) / BACKGROUND_BATCH))
-        self._chunk = self._chunks[0]
-        self.base_logits = np.concatenate([self.logits(chunk) for chunk in self._chunks]).astype(np.float64).mean(axis=0)
+        self._forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        self.compare_with(background)
 
         images = keras.Input(model.input_shape[1:], name="explained_images")
         # A one-hot layer picks the logit. It is linear, so the attributions stay as they are, and changing its weights
@@ -61,9 +62,15 @@ class LogitExplainer:
             warnings.filterwarnings("ignore", message="Your TensorFlow version is newer")
             self._explainer = shap.DeepExplainer(keras.Model([images], picked), lambda _: self._chunk)
 
+    def compare_with(self, background: Floats) -> None:
+        """Attribute against this background, and the network as it is now, from here on."""
+        self._chunks = np.array_split(background, math.ceil(len(background) / BACKGROUND_BATCH))
+        self._chunk = self._chunks[0]
+        self.base_logits = np.concatenate([self.logits(chunk) for chunk in self._chunks]).astype(np.float64).mean(axis=0)
+
     def logits(self, images: Floats) -> Floats:
         """Logits of inputs [n, size, size, channels], float32 [n, classes]."""
-        return np.asarray(self._model(images, training=False), np.float32)
+        return np.asarray(self._forward(images), np.float32)
 
     def attribute(self, image: Floats, logit: int) -> Floats:
         """Attributions of one logit of one image, float32 [size, size, channels], in units of the logit.

@@ -1,4 +1,4 @@
-"""Explain a model: where in the image its answers come from, checked for additivity and against the lesion masks."""
+"""Explain a model: where in the image its answers come from, and what these maps are worth, in numbers."""
 
 from __future__ import annotations
 
@@ -11,38 +11,54 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from components.explain import measures
+from components.explain import measures, perturbation, second_method
 from components.explain.attribution import METHOD, LogitExplainer
+from components.explain.cells import CELLS
+from components.explain.checks import SAMPLE_RULE, Checks, Explained
+from components.explain.kept import Kept
 from components.explain.pictures import Picture, draw_gallery
 from components.explain.selection import BACKGROUND_RULE, SELECTION_RULE, choose_background, choose_images
-from dermaflow import contracts
+from dermaflow import contracts, places
 from dermaflow.architectures import ARCHITECTURES
-from dermaflow.artifacts import json_digest, new_artifact, open_artifact, write_json
+from dermaflow.artifacts import file_digest, json_digest, new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.masking import apply_masks
+from dermaflow.metrics import softmax
 from dermaflow.params import ExplainParams
 from dermaflow.predict import load_model, model_inputs
 from dermaflow.progress import progress
 
+STABILITY = {"similarity": "stability", "similarity_unsigned": "stability_unsigned"}  # columns of attributions.parquet
 GALLERY_IMAGES = 56  # drawn at most, the first in the order of choice: more would not be looked at
 
 
 def explain(
-    dataset: Path, splits: Path, masks: Path, model: Path, evaluation: Path, params: ExplainParams, target: Path
+    dataset: Path,
+    splits: Path,
+    masks: Path,
+    model: Path,
+    evaluation: Path,
+    params: ExplainParams,
+    target: Path,
+    *,
+    state: Path | None = None,
 ) -> dict[str, Any]:
     """Attribute the predicted class's logit of chosen images to their pixels, and judge the attributions.
+
+    An interrupted explanation goes on with the next image.
 
     Parameters
     ----------
     dataset, splits, masks, model, evaluation: finished artifacts of the same run.
-    params: how many images to explain and to take as background, and the seed of both choices.
+    params: how many images to explain and to take as background, and the seed of all choices.
     target: where the Explanation artifact is to be.
+    state: folder of what is done already; None: that of the working folder.
 
     Returns
     -------
-    What `explanation.json` says: method, rules, digests, additivity and a summary of the measures. Poor additivity is
-    recorded ("additivity_ok": false), not raised: the promotion policy judges it.
+    What `explanation.json` says: method, rules, digests, additivity, a summary of the measures and the checks. Poor figures
+    are recorded, not raised: the promotion policy judges them.
 
     Raises
     ------
@@ -54,15 +70,29 @@ def explain(
     network, info = load_model(model)
     sight = _Sight(data, masks, info)
     chosen = _choose_images(data, evaluation, splits, params)
-    background = _choose_background(data, splits, params)
+    background = _choose_background(data, splits, params, params.seed)
 
-    explainer = LogitExplainer(network, sight.inputs(data.rows_of(background["image_id"])))
+    digests = _digests(data, splits, masks, evaluation, info)
+    kept = Kept(state or places.state(), _key(digests, background, params))
+    inputs = sight.inputs(data.rows_of(background["image_id"]))
+    explainer = LogitExplainer(network, inputs)
     results = []
     for row, predicted in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], strict=True):
-        results.append(_explain_one(explainer, sight, int(row), data.classes.index(predicted)))
+        results.append(_explain_one(explainer, sight, int(row), data.classes.index(predicted), kept))
         progress("explaining", len(results), len(chosen))
 
+    checks = Checks(network, explainer, inputs, params.seed, kept)
+    explained = [result.explained for result in results]
+    other = _choose_background(data, splits, params, params.seed + 1)
     table = _table(chosen, results)
+    for checked in (
+        checks.insertion_and_deletion(explained),
+        _stability(checks, explained, sight.inputs(data.rows_of(other["image_id"]))),
+        checks.second_method(explained),
+    ):
+        table = table.merge(checked, on="image_id", how="left")
+    shuffled = checks.randomisation(explained)
+
     explanation = {
         "architecture": info["architecture"],
         "masks": info["masks"],
@@ -73,16 +103,23 @@ def explain(
         "seed": params.seed,
         "selection_rule": SELECTION_RULE,
         "background": _describe_background(data, background, params),
-        "digests": _digests(data, splits, masks, evaluation, info),
+        "digests": digests,
         **_additivity(table),
         "summary": measures.summarise(table, data.classes),
+        "checks": _describe_checks(table, shuffled, _describe_background(data, other, params)),
     }
     with new_artifact(target, contracts.EXPLANATION) as folder:
         table.to_parquet(folder / "attributions.parquet", index=False)
+        shuffled.to_parquet(folder / "randomisation.parquet", index=False)
         _write_maps(folder / "attributions.npz", table, results)
         _draw(folder / "gallery.png", table, results, explanation)
         write_json(folder / "explanation.json", explanation)
+    kept.forget()
     return explanation
+
+
+def _stability(checks: Checks, images: Sequence[Explained], background: npt.NDArray[np.float32]) -> pd.DataFrame:
+    return checks.stability(images, background)[["image_id", *STABILITY]].rename(columns=STABILITY)
 
 
 # --- what the model sees ---
@@ -127,7 +164,7 @@ def _choose_images(data: Dataset, evaluation: Path, splits: Path, params: Explai
     predictions = contracts.read_predictions(evaluation)
     chosen = choose_images(predictions, data.classes, count=params.images, seed=params.seed)
     if chosen.empty:
-        raise InputError(f"{evaluation}: no validation or test images in predictions.parquet, so nothing to explain")
+        raise InputError(f"{evaluation}: no test or validation images in predictions.parquet, so nothing to explain")
     split_of = contracts.read_splits(splits).set_index("image_id")["split"]
     differing = chosen[chosen["image_id"].map(split_of) != chosen["split"]]
     if len(differing):
@@ -138,8 +175,8 @@ def _choose_images(data: Dataset, evaluation: Path, splits: Path, params: Explai
     return chosen
 
 
-def _choose_background(data: Dataset, splits: Path, params: ExplainParams) -> pd.DataFrame:
-    background = choose_background(contracts.read_splits(splits), data.classes, count=params.background, seed=params.seed)
+def _choose_background(data: Dataset, splits: Path, params: ExplainParams, seed: int) -> pd.DataFrame:
+    background = choose_background(contracts.read_splits(splits), data.classes, count=params.background, seed=seed)
     if background.empty:
         raise InputError(f"{splits}: no training images, so nothing to compare the explained images with")
     return background
@@ -154,46 +191,47 @@ class _Result:
 
     Attributes
     ----------
-    image: what the model saw, uint8 RGB [size, size, 3].
-    lesion: its mask in the same frame, uint8 0/1 [size, size].
-    map: signed attributions summed over the colour channels, float32 [size, size].
+    explained: the image, its lesion and its map.
     numbers: its columns of attributions.parquet.
     """
 
-    image: npt.NDArray[np.uint8]
-    lesion: npt.NDArray[np.uint8]
-    map: npt.NDArray[np.float32]
+    explained: Explained
     numbers: dict[str, Any]
 
 
-def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: int) -> _Result:
+def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: int, kept: Kept) -> _Result:
     image = sight.inputs(np.asarray([row]))[0]
     lesion, mask_source = sight.lesion(row)
-    logits = explainer.logits(image[None])[0]
-    attribution = explainer.attribute(image, position)
 
+    def attribute() -> dict[str, Any]:
+        attribution = explainer.attribute(image, position)
+        colours = attribution[..., :3]  # a fourth channel is the lesion mask itself
+        return {
+            "signed": colours.sum(axis=-1),
+            "weights": np.abs(colours).sum(axis=-1),
+            "sum": attribution.sum(dtype=np.float64),
+            "mask_channel_share": np.float64(_share(np.abs(attribution[..., 3:]), np.abs(attribution))),
+            "logits": explainer.logits(image[None])[0],
+        }
+
+    image_id = str(sight.data.manifest["image_id"].iloc[row])
+    found = kept.get("attribution", image_id, attribute)
+    logits, signed, weights = found["logits"], found["signed"], found["weights"]
     logit, base = float(logits[position]), float(explainer.base_logits[position])
-    colours = attribution[..., :3]  # a fourth channel is the lesion mask itself
-    weights, signed = np.abs(colours).sum(axis=-1), colours.sum(axis=-1)
     numbers = {
-        "probability": _probability(logits, position),
+        "probability": float(softmax(logits[None])[0, position]),
         "logit": logit,
         "base_logit": base,
-        "additivity_error": measures.additivity_error(attribution, logit, base),
+        "additivity_error": measures.additivity_error(found["sum"], logit, base),
         "concentration": measures.concentration(weights, lesion),
         "baseline_concentration": measures.concentration(measures.centred_gaussian(lesion), lesion),
         "pointing_hit": measures.pointing_hit(signed, lesion),
         "centre_hit": measures.centre_hit(lesion),
         "area_share": measures.area_share(lesion),
         "mask_source": mask_source,
-        "mask_channel_share": _share(np.abs(attribution[..., 3:]), np.abs(attribution)),
+        "mask_channel_share": float(found["mask_channel_share"]),
     }
-    return _Result(image[..., :3].astype(np.uint8), lesion, signed, numbers)
-
-
-def _probability(logits: npt.NDArray[np.float32], position: int) -> float:
-    powers = np.exp(logits.astype(np.float64) - float(logits.max()))
-    return float(powers[position] / powers.sum())
+    return _Result(Explained(image_id, image, lesion, position, signed), numbers)
 
 
 def _share(part: npt.NDArray[np.float32], whole: npt.NDArray[np.float32]) -> float:
@@ -244,6 +282,30 @@ def _digests(data: Dataset, splits: Path, masks: Path, evaluation: Path, info: d
     }
 
 
+def _key(digests: dict[str, str], background: pd.DataFrame, params: ExplainParams) -> str:
+    """What kept results belong to: an interrupted explanation goes on only with the same inputs, parameters and code."""
+    code = {path.name: file_digest(path) for path in Path(__file__).parent.glob("*.py")}
+    told = {**digests, "background": background["image_id"].tolist(), "params": params.model_dump(mode="json"), "code": code}
+    return json_digest(told).removeprefix("sha256:")[:32]
+
+
+def _describe_checks(table: pd.DataFrame, shuffled: pd.DataFrame, background: dict[str, Any]) -> dict[str, Any]:
+    """How each check was made, on how many images, and what randomisation came to, stage by stage."""
+    return {
+        "rule": SAMPLE_RULE,
+        "cells": CELLS,
+        "insertion": {
+            "steps": perturbation.STEPS,
+            "blur": perturbation.BLUR,
+            "random_orders": perturbation.RANDOM_ORDERS,
+            "reference": "Petsiuk, Das and Saenko, BMVC 2018",
+        },
+        "stability": {"background": background},
+        "randomisation": {"stages": measures.by_stage(shuffled, table), "reference": "Adebayo et al., NeurIPS 2018"},
+        "second_method": {"name": second_method.METHOD, "evaluations": second_method.EVALUATIONS},
+    }
+
+
 def _additivity(table: pd.DataFrame) -> dict[str, Any]:
     median, largest = (float(value) for value in table["additivity_error"].agg(["median", "max"]))
     finite = bool(np.isfinite(table["additivity_error"]).all())  # one NaN is a broken attribution, not a missing one
@@ -262,20 +324,20 @@ def _write_maps(path: Path, table: pd.DataFrame, results: Sequence[_Result]) -> 
 
     Attributions of single pixels come near float16's smallest numbers; relative to the image's largest they do not.
     """
-    scale = np.asarray([np.abs(result.map).max() for result in results], np.float32)
+    signed_maps = [result.explained.map for result in results]
+    scale = np.asarray([np.abs(signed).max() for signed in signed_maps], np.float32)
     maps = np.stack(
-        [(result.map / by if by > 0 else result.map).astype(np.float16) for result, by in zip(results, scale, strict=True)]
+        [(signed / by if by > 0 else signed).astype(np.float16) for signed, by in zip(signed_maps, scale, strict=True)]
     )
     np.savez_compressed(path, image_id=table["image_id"].to_numpy(dtype=str), maps=maps, scale=scale)
 
 
 def _draw(path: Path, table: pd.DataFrame, results: Sequence[_Result], explanation: dict[str, Any]) -> None:
     rows = table.head(GALLERY_IMAGES)
+    shown = [result.explained for result in results[: len(rows)]]
     pictures = [
-        Picture(result.image, result.lesion, result.map, label, predicted, result.numbers["probability"], image_id)
-        for result, label, predicted, image_id in zip(
-            results[: len(rows)], rows["label"], rows["predicted"], rows["image_id"], strict=True
-        )
+        Picture(one.image[..., :3].astype(np.uint8), one.lesion, one.map, label, predicted, probability, one.image_id)
+        for one, label, predicted, probability in zip(shown, rows["label"], rows["predicted"], rows["probability"], strict=True)
     ]
     title = f"{ARCHITECTURES[explanation['architecture']].title}: where its answers come from"
     draw_gallery(path, pictures, title=title, synthetic=explanation["synthetic"])

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from dermaflow.metrics import mean_over_images
+
 Map = npt.NDArray[np.floating[Any]]
 Mask = npt.NDArray[np.uint8]
 
@@ -83,8 +85,26 @@ def centre_hit(mask: Mask) -> bool | None:
     return bool(mask[mask.shape[0] // 2, mask.shape[1] // 2]) if 0 < area_share(mask) < 1 else None
 
 
+# What is summarised: columns of attributions.parquet, and differences of two of them on the same images.
+COLUMNS = (
+    "concentration", "baseline_concentration", "pointing_hit", "centre_hit", "area_share", "insertion", "insertion_random",
+    "insertion_centre", "deletion", "deletion_random", "deletion_centre", "stability", "stability_unsigned", "agreement",
+)  # fmt: skip
+DIFFERENCES = {
+    "concentration_over_baseline": ("concentration", "baseline_concentration"),
+    "pointing_over_centre": ("pointing_hit", "centre_hit"),
+    "insertion_over_random": ("insertion", "insertion_random"),
+    "insertion_over_centre": ("insertion", "insertion_centre"),
+    "deletion_under_random": ("deletion_random", "deletion"),
+    "deletion_under_centre": ("deletion_centre", "deletion"),
+}
+STAGE_COLUMNS = ("similarity", "similarity_unsigned", "concentration")  # of randomisation.parquet
+BOOTSTRAP, SEED = 2000, 20240101  # resamples of lesions for each 95 % interval
+LEAST_LESIONS = 5  # for an interval: resamples of fewer hardly differ
+
+
 def summarise(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
-    """Medians, means and rates over all images, over correct and wrong ones, and by true class; None for no value.
+    """Means with their intervals over lesions: of all images, of correct and wrong ones, and by true class.
 
     Parameters
     ----------
@@ -100,27 +120,35 @@ def summarise(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def by_stage(shuffled: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The same of each stage of randomisation, from the first on."""
+    rows = shuffled.merge(table[["image_id", "lesion_id"]], on="image_id")
+    return [
+        {"stage": stage, **{name: _mean(of_stage[name], of_stage["lesion_id"]) for name in STAGE_COLUMNS}}
+        for stage, of_stage in ((stage, rows[rows["stage"] == stage]) for stage in sorted(set(rows["stage"].tolist())))
+    ]
+
+
 def _summary(rows: pd.DataFrame) -> dict[str, Any]:
-    judged = rows.dropna(subset=["concentration"])
+    values = {name: rows[name].astype("Float64") for name in COLUMNS}
+    values |= {name: values[one] - values[other] for name, (one, other) in DIFFERENCES.items()}
     return {
         "images": len(rows),
         "additivity_error": {
             "median": _finite(rows["additivity_error"].median()),
             "max": _finite(rows["additivity_error"].max()),
         },
-        "concentration": _centre(rows["concentration"]),
-        "baseline_concentration": _centre(rows["baseline_concentration"]),
-        "above_baseline": _finite((judged["concentration"] > judged["baseline_concentration"]).mean()),
-        "pointing": {
-            "hit_rate": _finite(rows["pointing_hit"].mean()),
-            "image_centre": _finite(rows["centre_hit"].mean()),
-            "chance": _finite(judged["area_share"].mean()),
-        },
+        **{name: _mean(each, rows["lesion_id"]) for name, each in values.items()},
     }
 
 
-def _centre(values: pd.Series[Any]) -> dict[str, float | None]:
-    return {"median": _finite(values.median()), "mean": _finite(values.mean())}
+def _mean(values: pd.Series[Any], lesions: pd.Series[str]) -> dict[str, Any]:
+    """Mean of what is defined, with its interval where there are LEAST_LESIONS, and how many images that are."""
+    numbers = values.to_numpy(np.float64, na_value=np.nan)
+    known = np.isfinite(numbers)
+    found = mean_over_images(numbers[known], lesions[known], bootstrap=BOOTSTRAP, seed=SEED)
+    few = {"low": None, "high": None} if lesions[known].nunique() < LEAST_LESIONS else {}
+    return {"n": int(known.sum()), **found, **few}
 
 
 def _finite(value: Any) -> float | None:

@@ -10,11 +10,11 @@ import pandas as pd
 
 from dermaflow.contracts import logit_columns
 
-EXPLAINED_SPLITS = ("validation", "test")
+EXPLAINED_SPLITS = ("test", "validation")  # in this order
 SELECTION_RULE = (
-    "Of the validation and test images, one image of each lesion (the first by SHA-256 of 'seed:image_id'). Classes "
+    "Of the test images, one image of each lesion (the first by SHA-256 of 'seed:image_id'). Classes "
     "take turns; within a class, correctly and wrongly classified images take turns, each in the order of that hash; a "
-    "class or an outcome that has run out is passed over."
+    "class or an outcome that has run out is passed over. When there are no more test lesions, validation images alike."
 )
 BACKGROUND_RULE = (
     "Of the training images, one image of each lesion (the first by SHA-256 of 'seed:image_id'). Classes take turns, "
@@ -36,17 +36,22 @@ def choose_images(predictions: pd.DataFrame, classes: Sequence[str], *, count: i
     -------
     At most `count` rows in the order of choice: image_id, lesion_id, split, label, predicted, correct.
     """
-    rows = predictions[predictions["split"].isin(EXPLAINED_SPLITS)]
-    logits = rows[logit_columns(classes)].to_numpy()
-    rows = rows[["image_id", "lesion_id", "split", "label"]].copy()
+    logits = predictions[logit_columns(classes)].to_numpy()
+    rows = predictions[["image_id", "lesion_id", "split", "label"]].copy()
     rows["predicted"] = [classes[position] for position in logits.argmax(axis=1)]
     rows["correct"] = rows["predicted"] == rows["label"]
+    ordered = [_in_turn(rows[rows["split"] == split], classes, seed) for split in EXPLAINED_SPLITS]
+    return pd.concat(ordered).drop_duplicates("lesion_id").head(count).reset_index(drop=True)
+
+
+def _in_turn(rows: pd.DataFrame, classes: Sequence[str], seed: int) -> pd.DataFrame:
+    """One image of each lesion, classes in turn, and within a class the outcomes."""
     rows = _one_per_lesion(rows, seed)
     by_class = [
         list(_take_turns([_places(rows, rows["label"].eq(name) & rows["correct"].eq(outcome)) for outcome in (True, False)]))
         for name in classes
     ]
-    return rows.loc[list(_take_turns(by_class))[:count]].reset_index(drop=True)
+    return rows.loc[list(_take_turns(by_class))]
 
 
 def choose_background(splits: pd.DataFrame, classes: Sequence[str], *, count: int, seed: int) -> pd.DataFrame:

@@ -54,3 +54,10 @@ def test_an_evaluations_figures_are_those_of_a_plain_loop_over_the_resamples():
     assert told["figures_with_intervals"] > 80
     assert told["plain"]["resamples_measured"] == 3
     assert set(told["peak_anonymous_mib"]) == {"test alone", "both sides", "plain"}
+
+
+def test_attributions_are_compared_with_expected_gradients(phantoms: Path):
+    told = measured("explain", "--source", str(phantoms), "--architecture", "cnn", "--size", "64", "--images", "2")
+    assert told["images"] == 2
+    assert told["median_additivity_error"]["ours"] < 1e-3
+    assert set(told["peak_anonymous_mib"]) == {"ours", "gradient"}
