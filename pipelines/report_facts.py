@@ -119,6 +119,7 @@ def gather(run: Run) -> Info:
         "selection": run.info("select/selection", contracts.SELECTION),
         "candidate": candidate,
         "explanation": run.info("explain/explanation", contracts.EXPLANATION),
+        "comparison": run.info("compare/comparison", contracts.COMPARISON),
         "registration": registration,
         "decision": decision,
         "digests": _digests(run, dataset, splits, registration),

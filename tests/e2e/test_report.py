@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import subprocess
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +57,7 @@ class Page(HTMLParser):
             assert self.open.pop() == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data):
-        if "style" not in self.open:
+        if not {"style", "script"} & set(self.open):
             self.text += data
             if self.open and re.fullmatch("h[1-6]", self.open[-1]):
                 level, text = self.headings[-1]
@@ -124,7 +124,8 @@ def test_nothing_is_loaded_from_anywhere(run: Path):
     told = html.replace("https://dataverse.harvard.edu", "")  # the value of data.repository, as text
     assert not re.search(r"https?://|//cdn|@import|url\(", told)
     assert not [value for _, attributes in page.elements for value in attributes.values() if "://" in (value or "")]
-    assert not [tag for tag, _ in page.elements if tag in ("script", "link", "iframe", "object", "base", "form")]
+    assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "object", "base", "form")]
+    assert page.all("script") == [{}]  # one, in the page itself
     assert all(attributes["src"].startswith("data:image/") for attributes in page.all("img"))
     assert len(page.all("img")) >= 7 + 9  # a sample of each class, and the artifacts' own pictures
     assert len(html.encode()) < 15_000_000
@@ -276,7 +277,7 @@ def test_text_from_data_can_not_become_part_of_the_page(run: Path):
         texts = {name: [renamed(value, names) for value in table[name]] for name in ("image_id", "lesion_id", "label")}
         table.assign(**texts).to_parquet(path)
     html, page = read(run)
-    assert "script" not in {tag for tag, _ in page.elements}
+    assert html.count("<script") == 1  # the page's own
     assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
     assert all(attributes["src"].startswith("data:image/") for attributes in page.all("img"))
     assert "<script>alert('vasc')</script>" in page.text  # as text
@@ -380,7 +381,20 @@ def chromium(tmp_path: Path, page: Path, width: int, *options: str) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there; apt-get install chromium")
+IN_A_BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there; apt-get install chromium")
+
+
+def asked(tmp_path: Path, report: Path, width: int, script: str) -> str:
+    """What JavaScript says of the report in a frame of this width; `page` is its document."""
+    framed = f'<iframe id="frame" width="{width}" srcdoc="{escape(report.read_text())}"></iframe>'
+    answer = f"frame.onload = () => {{ const page = frame.contentDocument; document.title = JSON.stringify({script}) }}"
+    (tmp_path / "probe.html").write_text(f"<title></title>{framed}<script>{answer}</script>")
+    found = re.search(r"<title>(.+)</title>", chromium(tmp_path, tmp_path / "probe.html", width, "--dump-dom"))
+    assert found
+    return json.loads(unescape(found[1]))
+
+
+@IN_A_BROWSER
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: Path, width: int):
     report = write_report(run)
@@ -389,9 +403,31 @@ def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: P
         assert shot.width == width
         assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
 
-    framed = f'<iframe id="page" width="{width}" srcdoc="{escape(report.read_text())}"></iframe>'
-    measure = "page.onload = () => { document.title = 'width ' + page.contentDocument.documentElement.scrollWidth }"
-    (tmp_path / "probe.html").write_text(f"<title></title>{framed}<script>{measure}</script>")
-    found = re.search(r"<title>width (\d+)</title>", chromium(tmp_path, tmp_path / "probe.html", width, "--dump-dom"))
-    assert found
-    assert int(found[1]) <= width  # tables and pictures scroll by themselves; the page never does
+    assert (
+        asked(tmp_path, report, width, "page.documentElement.scrollWidth") <= width
+    )  # tables and pictures scroll by themselves
+
+
+@IN_A_BROWSER
+def test_tables_sort_and_filter(run: Path, tmp_path: Path):
+    """By the number that a cell carries, down and up; sums stay where they are, and a long table shows rows with a word."""
+    report, tasks = write_report(run), json.loads((run / "tasks.json").read_text())
+    head = "page.querySelectorAll('[aria-labelledby=steps] th button')[2]"
+    names = "[...page.querySelectorAll('[aria-labelledby=steps] tbody th')].map((cell) => cell.textContent)"
+    by_time = [task["task"] for task in sorted(tasks, key=lambda task: task["seconds"])]
+    assert asked(tmp_path, report, 1280, f"({head}.click(), {names})") == by_time
+    assert asked(tmp_path, report, 1280, f"({head}.click(), {head}.click(), {names})") == by_time[::-1]
+    assert asked(tmp_path, report, 1280, f"({head}.click(), {head}.parentNode.getAttribute('aria-sort'))") == "ascending"
+
+    last = "[...page.querySelectorAll('[aria-labelledby=classes] tbody tr')].at(-1).textContent.includes('all')"
+    sort = "page.querySelectorAll('[aria-labelledby=classes] th button')[1].click()"
+    assert asked(tmp_path, report, 1280, f"({sort}, {last})") is True
+
+    box = "page.querySelector('[aria-labelledby=rules]').closest('.scroll').previousElementSibling.firstElementChild"
+    shown = "[...page.querySelectorAll('[aria-labelledby=rules] tbody tr')].filter((row) => !row.hidden).length"
+    event = f"{box}.dispatchEvent(new Event('input'))"
+    rules = json.loads((run / "validate/report/validation.json").read_text())["rules"]
+    wanted = sum("image" in rule["rule"] for rule in rules)
+    assert 0 < wanted < len(rules)
+    assert wanted <= asked(tmp_path, report, 1280, f"({box}.value = 'IMAGE', {event}, {shown})") < len(rules)
+    assert asked(tmp_path, report, 1280, f"({box}.value = 'no such words', {event}, {shown})") == 0
