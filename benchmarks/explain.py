@@ -117,7 +117,7 @@ def compare(arguments: list[str]) -> dict[str, Any]:
         "images_a_minute": {name: round(value, 2) for name, value in rate.items()},
         "median_additivity_error": error,
         "peak_anonymous_mib": {name: found["peak_anonymous_mib"] for name, found in results.items()},
-        "ratios": ratios,
+        "ratios": {name: float(f"{value:.3g}") for name, value in ratios.items()},
         "missed": missed,
     }
 
@@ -146,10 +146,8 @@ def main() -> int:
 
             options.source = Path(folder) / "phantom"
             draw_phantoms(options.source, images=max(21, options.images + options.background + 1), seed=7)
-        arguments = [
-            f"--{name}={getattr(options, name)}" for name in ("images", "background", "samples", "architecture", "size")
-        ]
-        arguments += [f"--source={options.source}", *([f"--weights={options.weights}"] if options.weights else [])]
+        passed = ("source", "weights", "images", "background", "samples", "architecture", "size")
+        arguments = [f"--{name}={getattr(options, name)}" for name in passed if getattr(options, name) is not None]
         found = compare(arguments)
     if options.json:
         print(json.dumps(found))

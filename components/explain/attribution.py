@@ -40,6 +40,7 @@ class LogitExplainer:
 
     Attributes
     ----------
+    model, background: as given.
     base_logits: mean logits of the background, float64 [classes].
     """
 
@@ -49,7 +50,7 @@ class LogitExplainer:
         import tensorflow as tf
 
         _register_missing_operations()
-        self._model = model
+        self.model = model
         self._forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
         self.compare_with(background)
 
@@ -64,6 +65,7 @@ class LogitExplainer:
 
     def compare_with(self, background: Floats) -> None:
         """Attribute against this background, and the network as it is now, from here on."""
+        self.background = background
         self._chunks = np.array_split(background, math.ceil(len(background) / BACKGROUND_BATCH))
         self._chunk = self._chunks[0]
         self.base_logits = np.concatenate([self.logits(chunk) for chunk in self._chunks]).astype(np.float64).mean(axis=0)
@@ -101,7 +103,7 @@ class LogitExplainer:
             if operation is None:
                 raise
             raise InputError(
-                f"{self._model.name} uses the operation {operation[1]}, for which SHAP has no rule; "
+                f"{self.model.name} uses the operation {operation[1]}, for which SHAP has no rule; "
                 "add one in components/explain/attribution.py"
             ) from error
         finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,14 +18,11 @@ from components.explain import measures
 from components.explain.attribution import LogitExplainer
 from components.explain.cells import similarity
 from components.explain.kept import Kept
-from components.explain.perturbation import Predict, perturbed
+from components.explain.perturbation import perturbed
 from components.explain.randomisation import STAGES, cascade
 from components.explain.second_method import partition_map
 from dermaflow.metrics import softmax
 from dermaflow.progress import progress
-
-if TYPE_CHECKING:
-    import keras
 
 Floats = npt.NDArray[np.float32]
 # What share of the explained images each check takes: the first in the order of choice, and two at least.
@@ -65,41 +62,51 @@ class Checks:
 
     Parameters
     ----------
-    model: that `explainer` explains.
-    background: what it compares with, float32 [b, size, size, channels].
+    explainer: that made the maps; it is as it was after each check.
     seed: of random orders and shuffled weights.
     """
 
-    def __init__(self, model: keras.Model, explainer: LogitExplainer, background: Floats, seed: int, kept: Kept) -> None:
-        self._model, self._explainer, self._background = model, explainer, background
-        self._seed, self._kept = seed, kept
+    def __init__(self, explainer: LogitExplainer, seed: int, kept: Kept) -> None:
+        self._explainer, self._seed, self._kept = explainer, seed, kept
 
     def insertion_and_deletion(self, images: Sequence[Explained]) -> pd.DataFrame:
         """Columns of `perturbation.perturbed`."""
-        images = sample(images, "insertion")
 
         def make(number: int, one: Explained) -> dict[str, float]:
-            return perturbed(one.image, one.map, self._probability(one), self._seed + number)
+            def probability(inputs: Floats) -> npt.NDArray[np.floating[Any]]:
+                return softmax(self._explainer.logits(inputs))[:, one.position]
 
-        return self._table("insertion and deletion", images, make)
+            return perturbed(one.image, one.map, probability, self._seed + number)
+
+        return self._table("insertion and deletion", sample(images, "insertion"), make)
 
     def stability(self, images: Sequence[Explained], background: Floats) -> pd.DataFrame:
         """Similarity of the maps to those against another background, signed and not."""
+
+        def make(_: int, one: Explained) -> dict[str, float]:
+            return dict(zip(("stability", "stability_unsigned"), _similarities(one, self._colours(one)), strict=True))
+
+        own = self._explainer.background
         self._explainer.compare_with(background)
         try:
-            return self._table("stability", sample(images, "stability"), lambda _, one: self._compared(one))
+            return self._table("stability", sample(images, "stability"), make)
         finally:
-            self._explainer.compare_with(self._background)
+            self._explainer.compare_with(own)
 
     def randomisation(self, images: Sequence[Explained]) -> pd.DataFrame:
         """For each stage, similarity of the maps to those of the network as trained, and how they lie on the lesion."""
-        images, tables = sample(images, "randomisation"), []
-        with cascade(self._model, self._seed) as stages:
+
+        def make(_: int, one: Explained) -> dict[str, float]:
+            colours = self._colours(one)
+            concentration = measures.concentration(np.abs(colours).sum(axis=-1), one.lesion)
+            return dict(zip(measures.STAGE_COLUMNS, (*_similarities(one, colours), concentration), strict=True))
+
+        chosen, background, tables = sample(images, "randomisation"), self._explainer.background, []
+        with cascade(self._explainer.model, self._seed) as stages:
             for stage in stages:
-                self._explainer.compare_with(self._background)
-                made = self._table(f"randomisation, stage {stage} of {STAGES}", images, lambda _, one: self._compared(one))
-                tables.append(made.assign(stage=stage))
-        self._explainer.compare_with(self._background)
+                self._explainer.compare_with(background)
+                tables.append(self._table(f"randomisation, stage {stage} of {STAGES}", chosen, make).assign(stage=stage))
+        self._explainer.compare_with(background)
         return pd.concat(tables, ignore_index=True)
 
     def second_method(self, images: Sequence[Explained]) -> pd.DataFrame:
@@ -111,17 +118,9 @@ class Checks:
 
         return self._table("second method", sample(images, "second_method"), make)
 
-    def _probability(self, one: Explained) -> Predict:
-        return lambda inputs: softmax(self._explainer.logits(inputs))[:, one.position]
-
-    def _compared(self, one: Explained) -> dict[str, float]:
-        colours = self._explainer.attribute(one.image, one.position)[..., :3]
-        signed = colours.sum(axis=-1)
-        return {
-            "similarity": similarity(one.map, signed),
-            "similarity_unsigned": similarity(np.abs(one.map), np.abs(signed)),
-            "concentration": measures.concentration(np.abs(colours).sum(axis=-1), one.lesion),
-        }
+    def _colours(self, one: Explained) -> Floats:
+        """What the explainer, as it is now, gives the image's colours, float32 [size, size, 3]."""
+        return self._explainer.attribute(one.image, one.position)[..., :3]
 
     def _table(
         self, task: str, images: Sequence[Explained], make: Callable[[int, Explained], dict[str, float]]
@@ -136,3 +135,9 @@ class Checks:
             rows.append({"image_id": one.image_id, **{name: float(value) for name, value in found.items()}})
             progress(f"explaining: {task}", number + 1, len(images))
         return pd.DataFrame(rows)
+
+
+def _similarities(one: Explained, colours: Floats) -> tuple[float, float]:
+    """Similarity of an image's map to another of it, signed, and of their magnitudes."""
+    signed = colours.sum(axis=-1)
+    return similarity(one.map, signed), similarity(np.abs(one.map), np.abs(signed))

@@ -29,7 +29,6 @@ from dermaflow.params import ExplainParams
 from dermaflow.predict import load_model, model_inputs
 from dermaflow.progress import progress
 
-STABILITY = {"similarity": "stability", "similarity_unsigned": "stability_unsigned"}  # columns of attributions.parquet
 GALLERY_IMAGES = 56  # drawn at most, the first in the order of choice: more would not be looked at
 
 
@@ -74,20 +73,19 @@ def explain(
 
     digests = _digests(data, splits, masks, evaluation, info)
     kept = Kept(state or places.state(), _key(digests, background, params))
-    inputs = sight.inputs(data.rows_of(background["image_id"]))
-    explainer = LogitExplainer(network, inputs)
+    explainer = LogitExplainer(network, sight.inputs(data.rows_of(background["image_id"])))
     results = []
     for row, predicted in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], strict=True):
         results.append(_explain_one(explainer, sight, int(row), data.classes.index(predicted), kept))
         progress("explaining", len(results), len(chosen))
 
-    checks = Checks(network, explainer, inputs, params.seed, kept)
+    checks = Checks(explainer, params.seed, kept)
     explained = [result.explained for result in results]
     other = _choose_background(data, splits, params, params.seed + 1)
     table = _table(chosen, results)
     for checked in (
         checks.insertion_and_deletion(explained),
-        _stability(checks, explained, sight.inputs(data.rows_of(other["image_id"]))),
+        checks.stability(explained, sight.inputs(data.rows_of(other["image_id"]))),
         checks.second_method(explained),
     ):
         table = table.merge(checked, on="image_id", how="left")
@@ -105,8 +103,8 @@ def explain(
         "background": _describe_background(data, background, params),
         "digests": digests,
         **_additivity(table),
-        "summary": measures.summarise(table, data.classes),
-        "checks": _describe_checks(table, shuffled, _describe_background(data, other, params)),
+        "summary": measures.summarise(table, data.classes, params.seed),
+        "checks": _describe_checks(measures.by_stage(shuffled, table, params.seed), _describe_background(data, other, params)),
     }
     with new_artifact(target, contracts.EXPLANATION) as folder:
         table.to_parquet(folder / "attributions.parquet", index=False)
@@ -116,10 +114,6 @@ def explain(
         write_json(folder / "explanation.json", explanation)
     kept.forget()
     return explanation
-
-
-def _stability(checks: Checks, images: Sequence[Explained], background: npt.NDArray[np.float32]) -> pd.DataFrame:
-    return checks.stability(images, background)[["image_id", *STABILITY]].rename(columns=STABILITY)
 
 
 # --- what the model sees ---
@@ -289,7 +283,7 @@ def _key(digests: dict[str, str], background: pd.DataFrame, params: ExplainParam
     return json_digest(told).removeprefix("sha256:")[:32]
 
 
-def _describe_checks(table: pd.DataFrame, shuffled: pd.DataFrame, background: dict[str, Any]) -> dict[str, Any]:
+def _describe_checks(stages: list[dict[str, Any]], background: dict[str, Any]) -> dict[str, Any]:
     """How each check was made, on how many images, and what randomisation came to, stage by stage."""
     return {
         "rule": SAMPLE_RULE,
@@ -301,7 +295,7 @@ def _describe_checks(table: pd.DataFrame, shuffled: pd.DataFrame, background: di
             "reference": "Petsiuk, Das and Saenko, BMVC 2018",
         },
         "stability": {"background": background},
-        "randomisation": {"stages": measures.by_stage(shuffled, table), "reference": "Adebayo et al., NeurIPS 2018"},
+        "randomisation": {"stages": stages, "reference": "Adebayo et al., NeurIPS 2018"},
         "second_method": {"name": second_method.METHOD, "evaluations": second_method.EVALUATIONS},
     }
 

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ class Kept:
                 return dict(stored)
         except (OSError, ValueError, zipfile.BadZipFile):  # not there, or damaged: neither is to be trusted
             made = make()
-        self._folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
-            np.savez(file, **made)  # type: ignore[arg-type]  # no array of ours is named allow_pickle
-        os.replace(file.name, path)
+        with suppress(FileNotFoundError):  # a run of the same inputs beside this one has ended, and removed the folder
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=self._folder, suffix=".tmp", delete=False) as file:
+                np.savez(file, **made)  # type: ignore[arg-type]  # no array of ours is named allow_pickle
+            os.replace(file.name, path)
         return made
 
     def forget(self) -> None:

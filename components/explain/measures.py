@@ -99,37 +99,38 @@ DIFFERENCES = {
     "deletion_under_centre": ("deletion_centre", "deletion"),
 }
 STAGE_COLUMNS = ("similarity", "similarity_unsigned", "concentration")  # of randomisation.parquet
-BOOTSTRAP, SEED = 2000, 20240101  # resamples of lesions for each 95 % interval
+BOOTSTRAP = 2000  # resamples of lesions for each 95 % interval
 LEAST_LESIONS = 5  # for an interval: resamples of fewer hardly differ
 
 
-def summarise(table: pd.DataFrame, classes: Sequence[str]) -> dict[str, Any]:
+def summarise(table: pd.DataFrame, classes: Sequence[str], seed: int) -> dict[str, Any]:
     """Means with their intervals over lesions: of all images, of correct and wrong ones, and by true class.
 
     Parameters
     ----------
     table: one row an image, the columns of attributions.parquet.
     classes: class names; a class without images is left out.
+    seed: of the resamples.
     """
     correct = table["label"] == table["predicted"]
     return {
-        "overall": _summary(table),
-        "correct": _summary(table[correct]),
-        "wrong": _summary(table[~correct]),
-        "by_class": {name: _summary(rows) for name in classes if len(rows := table[table["label"] == name])},
+        "overall": _summary(table, seed),
+        "correct": _summary(table[correct], seed),
+        "wrong": _summary(table[~correct], seed),
+        "by_class": {name: _summary(rows, seed) for name in classes if len(rows := table[table["label"] == name])},
     }
 
 
-def by_stage(shuffled: pd.DataFrame, table: pd.DataFrame) -> list[dict[str, Any]]:
+def by_stage(shuffled: pd.DataFrame, table: pd.DataFrame, seed: int) -> list[dict[str, Any]]:
     """The same of each stage of randomisation, from the first on."""
-    rows = shuffled.merge(table[["image_id", "lesion_id"]], on="image_id")
-    return [
-        {"stage": stage, **{name: _mean(of_stage[name], of_stage["lesion_id"]) for name in STAGE_COLUMNS}}
-        for stage, of_stage in ((stage, rows[rows["stage"] == stage]) for stage in sorted(set(rows["stage"].tolist())))
-    ]
+    rows, told = shuffled.merge(table[["image_id", "lesion_id"]], on="image_id"), []
+    for stage in sorted(set(rows["stage"].tolist())):
+        of_stage = rows[rows["stage"] == stage]
+        told.append({"stage": stage, **{name: _mean(of_stage[name], of_stage["lesion_id"], seed) for name in STAGE_COLUMNS}})
+    return told
 
 
-def _summary(rows: pd.DataFrame) -> dict[str, Any]:
+def _summary(rows: pd.DataFrame, seed: int) -> dict[str, Any]:
     values = {name: rows[name].astype("Float64") for name in COLUMNS}
     values |= {name: values[one] - values[other] for name, (one, other) in DIFFERENCES.items()}
     return {
@@ -138,15 +139,15 @@ def _summary(rows: pd.DataFrame) -> dict[str, Any]:
             "median": _finite(rows["additivity_error"].median()),
             "max": _finite(rows["additivity_error"].max()),
         },
-        **{name: _mean(each, rows["lesion_id"]) for name, each in values.items()},
+        **{name: _mean(each, rows["lesion_id"], seed) for name, each in values.items()},
     }
 
 
-def _mean(values: pd.Series[Any], lesions: pd.Series[str]) -> dict[str, Any]:
+def _mean(values: pd.Series[Any], lesions: pd.Series[str], seed: int) -> dict[str, Any]:
     """Mean of what is defined, with its interval where there are LEAST_LESIONS, and how many images that are."""
     numbers = values.to_numpy(np.float64, na_value=np.nan)
     known = np.isfinite(numbers)
-    found = mean_over_images(numbers[known], lesions[known], bootstrap=BOOTSTRAP, seed=SEED)
+    found = mean_over_images(numbers[known], lesions[known], bootstrap=BOOTSTRAP, seed=seed)
     few = {"low": None, "high": None} if lesions[known].nunique() < LEAST_LESIONS else {}
     return {"n": int(known.sum()), **found, **few}
 
