@@ -36,10 +36,12 @@ STEPS: dict[str, tuple[str, ...]] = {  # each adds to those before it; all of th
     ),
     "kept by AUROC, few epochs": ("train.monitor=auroc", "train.head_epochs=6"),
     "half of the balance by the loss": ("augment.balance=square_root", "train.loss=logit_adjustment"),
-    "tuned from conv5 on": ("train.fine_tune.blocks.resnet50=conv5", "train.fine_tune.epochs=6"),
+    "tuned from conv5 on": ("train.fine_tune.blocks.resnet50=conv5", "train.fine_tune.epochs=7"),
     "tuned from conv4_block4 on": ("train.fine_tune.blocks.resnet50=conv4_block4",),
+    "four fixed views of each image": ("augment.feature_views=4",),
     "weights averaged": ("train.average=0.99",),
     "answers averaged over four flips": ("train.symmetries=4",),
+    "logits shifted": ("train.adjustment=0.15",),
 }
 
 FIRST, *_, LAST = STEPS

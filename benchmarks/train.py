@@ -51,6 +51,7 @@ def ours(architecture: str, images: int, size: int, epochs: int) -> Any:
     from components.train.material import Material
     from components.train.recipe import of_images
     from dermaflow.architectures import build_model
+    from dermaflow.augmentation import UNTOUCHED
     from dermaflow.params import load_params
 
     tf.config.experimental.enable_op_determinism()
@@ -65,7 +66,7 @@ def ours(architecture: str, images: int, size: int, epochs: int) -> Any:
     rows = np.arange(images)
     material = Material(
         dataset=dataset,  # type: ignore[arg-type] - in memory, where the pipeline's is mapped
-        plan=pd.DataFrame({"image_id": names, "view": 0, "weight": 1.0, "partner_weight": 0.0, "symmetry": 0}),
+        plan=pd.DataFrame({"image_id": names, "view": 0, "weight": 1.0, "partner_weight": 0.0, **UNTOUCHED}),
         mixes=pd.DataFrame(),
         plan_info={"augment": params.augment.model_dump(mode="json"), "mixup": params.mixup.model_dump(mode="json")},
         splits_info={},

@@ -186,13 +186,14 @@ def symmetric(model: keras.Model, count: int) -> keras.Model:
     return keras.Model(images, logits, name=f"{model.name}_symmetric")
 
 
-def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model]:
-    """Cut a pretrained model before a block of its backbone; both parts share the model's weights.
+def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model, keras.Model]:
+    """Cut a pretrained model before a block of its backbone; all parts share the model's weights.
 
     Returns
     -------
     prefix: images -> the block's input, float32 [n, h, w, c].
-    tail: the block's input -> logits float32 [n, classes], dropout and head included.
+    rest: the block's input -> features float32 [n, d], as of `feature_extractor`.
+    tail: the block's input -> logits float32 [n, classes]: the rest, dropout and head.
     """
     import keras
 
@@ -204,6 +205,7 @@ def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model]:
     logits = model.get_layer(HEAD)(model.get_layer("dropout")(rest(inputs)))
     return (
         keras.Model(model.input, prefix(model.get_layer(NORMALISED).output), name=prefix.name),
+        rest,
         keras.Model(inputs, logits, name=model.name),
     )
 

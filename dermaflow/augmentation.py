@@ -30,8 +30,11 @@ Floats = npt.NDArray[np.float32]
 FLIPS = (0, 1, 2, 3)
 TURNS = (0, 5, 3, 6)
 ALL_SYMMETRIES = tuple(range(8))
-NUMBERS = ("symmetry", "zoom", "brightness", "hue")  # of a draw: what `transform` takes, in its order
+# Of a draw, or a view: what `transform` takes, in its order; and those of an image that is to stay as it is.
+UNTOUCHED: dict[str, Any] = {"symmetry": np.int32(0), "zoom": np.float32(1), "brightness": np.float32(0), "hue": np.float32(0)}
+NUMBERS = tuple(UNTOUCHED)
 _PARTNER = np.uint64(0xD1B54A32D192ED03)  # makes a partner's random numbers other ones than the image's own
+_VIEWS = np.uint64(0xA0761D6478BD642F)  # and those of its fixed views
 
 
 class Purpose(IntEnum):
@@ -95,6 +98,32 @@ def _image_key(image_id: str) -> np.uint64:
     return np.uint64(int.from_bytes(hashlib.sha256(image_id.encode()).digest()[:8], "little"))
 
 
+def fixed_views(keys: npt.NDArray[np.uint64], augment: AugmentParams) -> list[dict[str, npt.NDArray[Any]]]:
+    """Views of each image: as it is, and then in other flips and turns, sizes and colours.
+
+    Flips and turns differ from each other as long as there are others; without sizes and colours there are no more views than
+    that. The first views are the same however many are asked for.
+
+    Parameters
+    ----------
+    keys: `image_keys`, uint64 [n].
+
+    Returns
+    -------
+    For each view NUMBERS, [n] each.
+    """
+    views = [{name: np.full(len(keys), number) for name, number in UNTOUCHED.items()}]
+    others = np.array([code for code in allowed_symmetries(augment) if code] or [0], np.int32)
+    ranks = np.stack([uniform(keys, augment.seed, int(code), Purpose.VIEW) for code in others], axis=1)
+    codes = others[np.argsort(ranks, axis=1, kind="stable")]
+    resembling = not (augment.scale or augment.brightness or augment.hue)
+    possible = len(allowed_symmetries(augment)) if resembling else augment.feature_views
+    for view in range(1, min(augment.feature_views, possible)):
+        others = codes[:, (view - 1) % codes.shape[1]]
+        views.append(dict(zip(NUMBERS, (others, *_scale_and_colour(keys ^ _VIEWS, augment, view)), strict=True)))
+    return views
+
+
 def uniform(keys: npt.NDArray[np.uint64], seed: int, epoch: int, purpose: Purpose) -> npt.NDArray[np.float64]:
     """Numbers in [0, 1), float64 [n]: a hash of each key with seed, epoch and purpose (SplitMix64; Steele et al. 2014)."""
     with np.errstate(over="ignore"):
@@ -154,21 +183,32 @@ def _draw(keys: npt.NDArray[np.uint64], weights: npt.NDArray[np.float64], augmen
     order = np.argsort(uniform(drawn, augment.seed, epoch, Purpose.ORDER), kind="stable")
     rows, drawn = rows[order], drawn[order]
 
-    def symmetric(purpose: Purpose, limit: float) -> Floats:
-        return ((2 * uniform(drawn, augment.seed, epoch, purpose) - 1) * limit).astype(np.float32)
-
     codes = np.array(allowed_symmetries(augment), np.int32)
     picked = (uniform(drawn, augment.seed, epoch, Purpose.SYMMETRY) * len(codes)).astype(np.int64)
+    zoom, brightness, hue = _scale_and_colour(drawn, augment, epoch)
     draws = Draws(
         rows=rows,
         symmetry=codes[picked],
-        zoom=1 + symmetric(Purpose.SCALE, augment.scale),
-        brightness=symmetric(Purpose.BRIGHTNESS, augment.brightness),
-        hue=symmetric(Purpose.HUE, augment.hue * 2 * np.pi),
+        zoom=zoom,
+        brightness=brightness,
+        hue=hue,
         mix=np.ones(len(rows), np.float32),
         choice=uniform(drawn, augment.seed, epoch, Purpose.CHOICE),
     )
     return _Drawn(draws, drawn)
+
+
+def _scale_and_colour(keys: npt.NDArray[np.uint64], augment: AugmentParams, epoch: int) -> tuple[Floats, Floats, Floats]:
+    """Zoom, brightness and hue within their limits, float32 [n] each."""
+
+    def symmetric(purpose: Purpose, limit: float) -> Floats:
+        return ((2 * uniform(keys, augment.seed, epoch, purpose) - 1) * limit).astype(np.float32)
+
+    return (
+        1 + symmetric(Purpose.SCALE, augment.scale),
+        symmetric(Purpose.BRIGHTNESS, augment.brightness),
+        symmetric(Purpose.HUE, augment.hue * 2 * np.pi),
+    )
 
 
 def _select(keys: npt.NDArray[np.uint64], weights: npt.NDArray[np.float64], seed: int, epoch: int) -> npt.NDArray[np.int64]:

@@ -5,8 +5,8 @@ Source      images/, masks/, HAM10000_metadata.csv, source.json: what ingest rea
 Masks       mask-00000.npy ... (uint8 0/1 [n, size, size], aligned with the Dataset's shards), masks.parquet
             (image_id, area_share, components, border_contact, fallback, dice, jaccard; NaN without truth), masks.json
 Splits      splits.parquet (SPLIT_COLUMNS), test_sets.parquet (TEST_SET_COLUMNS), splits.json, leakage.png
-Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry), mixes.parquet (MIX_COLUMNS),
-            plan.json: train rows only
+Plan        plan.parquet (image_id, lesion_id, label, weight, partner_weight, view, symmetry, zoom, brightness, hue),
+            mixes.parquet (MIX_COLUMNS), plan.json: train rows only
 Model       model.keras, model.json (input contract, weights' origin, parameters, digest), trained_on.parquet
             (TRAINED_ON_COLUMNS: the images of train and validation; see dermaflow.seen)
 History     history.parquet (one row an epoch), validation.parquet (the model's logits of the validation images), history.json
@@ -157,7 +157,7 @@ def test_set_digest(tests: pd.DataFrame, version: int) -> str:
 
 
 def read_plan(path: Path) -> pd.DataFrame:
-    """image_id, lesion_id, label, weight, partner_weight, view, symmetry: what the trainer may draw; train rows only."""
+    """image_id, lesion_id, label, weight, partner_weight, view, symmetry, zoom, brightness, hue: train rows only."""
     return read_table(path, PLAN, "plan.parquet")
 
 

@@ -244,7 +244,7 @@ class TrainParams(Section):
     loss: Loss
     label_smoothing: Annotated[float, Field(ge=0, lt=1)]
     average: Annotated[float, Field(ge=0, lt=1)]
-    adjustment: Literal["none", "validation"]
+    adjustment: Literal["none", "validation"] | Annotated[float, Field(ge=0, le=2)]
     symmetries: Literal[1, 2, 4, 8]
     monitor: Monitor
     patience: Annotated[int, Field(ge=0, le=1000)]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
 from dermaflow.artifacts import write_json
-from dermaflow.augmentation import NUMBERS, Draws, transform
+from dermaflow.augmentation import NUMBERS, UNTOUCHED, Draws, transform
 from dermaflow.dataset import CLINICAL_COLUMNS, Dataset, originals
 from dermaflow.description import Description
 from dermaflow.progress import progress
 
-UNTOUCHED: dict[str, Any] = {"symmetry": np.int32(0), "zoom": np.float32(1), "brightness": np.float32(0), "hue": np.float32(0)}
 WINDOW = ("x", "y", "side")
 _BATCH = 64  # images in memory at once: 50 MB at 224 pixels in float32
 

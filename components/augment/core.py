@@ -13,7 +13,7 @@ import pandas as pd
 from components.augment.materialize import write_images
 from components.augment.preview import draw_preview
 from dermaflow.artifacts import new_artifact, write_json
-from dermaflow.augmentation import Purpose, allowed_symmetries, image_keys, plan_draws, uniform
+from dermaflow.augmentation import fixed_views, image_keys, plan_draws
 from dermaflow.contracts import MIX_COLUMNS, PLAN, TrainRows, read_info, read_splits
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
@@ -59,15 +59,16 @@ def plan_rows(rows: TrainRows, params: AugmentParams) -> pd.DataFrame:
     DataFrame ordered by image_id and view: image_id, lesion_id, label; weight, how often the image is to be drawn in an
     epoch, which has as many draws as they add up to over the rows of view 0; partner_weight, how often it is to be mixed
     into another, 0 unless balance is balanced_mixup; view, 0 for the image as it is and then the fixed views that a frozen
-    backbone sees; symmetry, the view's code 0..7 (see dermaflow.augmentation).
+    backbone sees; symmetry, zoom, brightness, hue of the view (see dermaflow.augmentation).
     """
     if not isinstance(rows, TrainRows):
         raise TypeError(f"plan_rows takes TrainRows, not {type(rows).__name__}: nothing else may be drawn")
     train = rows.table.sort_values("image_id", ignore_index=True)
     weight, partner_weight = _weights(train["label"], params)
     drawn = train[["image_id", "lesion_id", "label"]].assign(weight=weight, partner_weight=partner_weight)
-    symmetries = _view_symmetries(train["image_id"], params)
-    views = [drawn.assign(view=view, symmetry=symmetries[:, view]) for view in range(symmetries.shape[1])]
+    views = [
+        drawn.assign(view=view, **numbers) for view, numbers in enumerate(fixed_views(image_keys(train["image_id"]), params))
+    ]
     return pd.concat(views).sort_values(["image_id", "view"], ignore_index=True)
 
 
@@ -134,18 +135,6 @@ def _shared_out(labels: pd.Series[str], draws: Mapping[str, float]) -> npt.NDArr
     """Each class's draws, in equal parts for its images."""
     counts = labels.map(labels.value_counts()).to_numpy(dtype=np.float64)
     return labels.map(draws).to_numpy(dtype=np.float64) / counts
-
-
-def _view_symmetries(image_ids: pd.Series[str], params: AugmentParams) -> npt.NDArray[np.int32]:
-    """Symmetry code of each image's views, int32 [n, views]: the image itself, then different ones in a hashed order."""
-    others = np.array([code for code in allowed_symmetries(params) if code], np.int32)
-    keys = image_keys(image_ids)
-    ranks = np.stack([uniform(keys, params.seed, int(code), Purpose.VIEW) for code in others], axis=1) if len(others) else None
-    views = min(params.feature_views - 1, len(others))
-    chosen = (
-        others[np.argsort(ranks, axis=1, kind="stable")[:, :views]] if ranks is not None else np.empty((len(keys), 0), np.int32)
-    )
-    return np.concatenate([np.zeros((len(keys), 1), np.int32), chosen], axis=1).astype(np.int32)
 
 
 def _describe(plan: pd.DataFrame, params: AugmentParams, mixup: MixupParams, splits: dict[str, Any]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def train(
         single = work.finished()
         model = symmetric(single, params.symmetries) if params.symmetries > 1 else single
         validation = _predictions(model, material)
-        adjustment = _adjust(single, material, validation) if params.adjustment == "validation" else 0.0
+        adjustment = 0.0 if params.adjustment == "none" else _adjust(single, material, validation)
         info = _describe(model, work, trained, key, validation) | {"adjustment": adjustment, "run": follower.run_id}
         _write_history(trained, validation, work, history_target)
         follower.finish(history_target)
@@ -181,17 +181,16 @@ class _Work:
         if not ARCHITECTURES[self.architecture].pretrained or (self.block == WHOLE and self.weights.path is None):
             stage = stages.whole(self._model, self.material)
             return _Trained([self._fit(stage, recipe.of_images(params, self.architecture, **given))])
-        head = self._timed(lambda: stages.Head(self._model, self.material, self._cache, self.device.precision))
+        model, material, place = self._model, self.material, (self._cache, self.device.precision)
+        blocks = None if self.block in {None, WHOLE} else stages.Blocks(model, material, self.block, *place)
+        features = blocks.backbone_features if blocks else stages.backbone_features(model, material, *place)
+        head = self._timed(lambda: stages.Head(model, material, features))
         first = self._fit(head.stage, recipe.of_head(params, self.architecture, **given))
         head.hand_over()
         if self.block is None:
             return _Trained([first])
-        freeze_batch_norms(self._model)
-        if self.block == WHOLE:
-            stage = stages.whole(self._model, self.material)
-        else:
-            cut = self._model, self.material, self.block, self._cache, self.device.precision
-            stage = self._timed(lambda: stages.blocks(*cut))
+        freeze_batch_norms(model)
+        stage = self._timed(blocks.stage) if blocks else stages.whole(model, material)
         return _Trained([first, self._fit(stage, recipe.of_fine_tuning(params, **given), first[1])])
 
     def finished(self) -> keras.Model:
@@ -252,9 +251,10 @@ def _predictions(model: keras.Model, material: Material) -> pd.DataFrame:
 
 
 def _adjust(model: keras.Model, material: Material, validation: pd.DataFrame) -> float:
-    """Shift the head's biases, and with them the validation logits, so that each class counts the same; returns tau."""
-    columns, shares = contracts.logit_columns(material.dataset.classes), material.train_shares
-    tau = fit_adjustment(validation[columns].to_numpy(), material.validation_labels, shares)
+    """Shift the head's biases, and with them the validation logits, for the rare classes; returns tau."""
+    columns, shares, tau = contracts.logit_columns(material.dataset.classes), material.train_shares, material.params.adjustment
+    if not isinstance(tau, float):
+        tau = fit_adjustment(validation[columns].to_numpy(), material.validation_labels, shares)
     shift = (-tau * np.log(shares)).astype(np.float32)
     kernel, bias = model.get_layer(HEAD).get_weights()
     model.get_layer(HEAD).set_weights([kernel, bias + shift])

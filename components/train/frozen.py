@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from components.train.features import Features, FeatureStore
 from components.train.material import Material
-from dermaflow.augmentation import transform
+from dermaflow.augmentation import NUMBERS, UNTOUCHED, transform
 from dermaflow.predict import BATCH
 
 if TYPE_CHECKING:
@@ -23,8 +24,9 @@ class FrozenFeatures:
 
     Parameters
     ----------
-    layers: images -> features [n, ...]; in inference mode.
+    layers: images, or features of `source`, -> features [n, ...]; in inference mode.
     name: of the layers, told in progress and part of the store's key.
+    source: features that the layers take in place of images.
     dtype: that features are stored in.
     precision: that the layers compute in.
     """
@@ -38,13 +40,16 @@ class FrozenFeatures:
         name: str,
         precision: str,
         dtype: type[np.floating[Any]] = np.float32,
+        source: FrozenFeatures | None = None,
     ) -> None:
         self._forward = compiled(layers)
         self._material = material
         self._text = f"{name}: features of the frozen layers"
+        self._source = source
         self._store = FeatureStore(
             cache / "features",
             {
+                "source": source and source.folder.name,
                 "layers": name,
                 "weights": weights_digest(layers),
                 "precision": precision,
@@ -55,41 +60,53 @@ class FrozenFeatures:
             dtype,
         )
 
+    @property
+    def folder(self) -> Path:
+        """Where they are kept."""
+        return self._store.folder
+
     def train(self) -> Features:
         """Of the train images' views: image after image in the order of `train_rows`, all views of one together."""
         plan = self._material.plan
-        return self._get(self._material.dataset.rows_of(plan["image_id"]), plan["symmetry"].to_numpy(np.int32))
+        return self.seen(self._material.dataset.rows_of(plan["image_id"]), plan)
 
     def clean(self, rows: npt.NDArray[np.int64]) -> Features:
         """Of the images of manifest rows as they are."""
-        return self._get(rows, np.zeros(len(rows), np.int32))
+        return self.seen(rows, pd.DataFrame(UNTOUCHED, index=range(len(rows))))
 
     def mixes(self) -> Features:
         """Of the plan's fixed mixes: of their pixels, mixed."""
         material, mixes = self._material, self._material.mixes
         rows = [material.dataset.rows_of(mixes[f"image_{side}"]) for side in "ab"]
-        codes = [mixes[f"symmetry_{side}"].to_numpy() for side in "ab"]
+        views = [pd.DataFrame(UNTOUCHED | {"symmetry": mixes[f"symmetry_{side}"]}, index=mixes.index) for side in "ab"]
         weight = mixes["weight"].to_numpy()[:, None, None, None]
         digests = [material.dataset.manifest["pixel_digest"].to_numpy()[part] for part in rows]
         names = [
             f"{a}/{code_a}*{share:.9g}+{b}/{code_b}"
-            for a, code_a, share, b, code_b in zip(digests[0], codes[0], mixes["weight"], digests[1], codes[1], strict=True)
+            for a, code_a, share, b, code_b in zip(
+                digests[0], mixes["symmetry_a"], mixes["weight"], digests[1], mixes["symmetry_b"], strict=True
+            )
         ]
 
-        def batch(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            own, other = (_turned(material.inputs(rows[side][part]), codes[side][part]) for side in (0, 1))
+        def mixed(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            own, other = (_seen(material.inputs(rows[side][part]), views[side], part) for side in (0, 1))
             return np.asarray(weight[part] * own + (1 - weight[part]) * other, np.float32)
 
-        return self._store.get(names, lambda part: in_batches(self._forward, batch, part), f"{self._text}, mixes")
+        return self._stored(names, mixed if self._source is None else self._source.mixes().take, f"{self._text}, mixes")
 
-    def _get(self, rows: npt.NDArray[np.int64], symmetry: npt.NDArray[np.int32]) -> Features:
+    def seen(self, rows: npt.NDArray[np.int64], views: pd.DataFrame) -> Features:
+        """Of the images of manifest rows as `views` show them: NUMBERS, a row each."""
         digests = self._material.dataset.manifest["pixel_digest"].to_numpy()[rows]
-        names = [f"{digest}/{code}" for digest, code in zip(digests, symmetry, strict=True)]
+        numbers = [views[name] for name in NUMBERS]
+        names = ["/".join(f"{part}" for part in view) for view in zip(digests, *numbers, strict=True)]
 
-        def batch(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-            return _turned(self._material.inputs(rows[part]), symmetry[part])
+        def images(part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+            return _seen(self._material.inputs(rows[part]), views, part)
 
-        return self._store.get(names, lambda part: in_batches(self._forward, batch, part), self._text)
+        return self._stored(names, images if self._source is None else self._source.seen(rows, views).take, self._text)
+
+    def _stored(self, names: list[str], take: Any, text: str) -> Features:
+        return self._store.get(names, lambda part: in_batches(self._forward, take, part), text)
 
 
 def compiled(model: keras.Model) -> Any:
@@ -123,9 +140,10 @@ def weights_digest(model: keras.Model) -> str:
     return "sha256:" + sha.hexdigest()
 
 
-def _turned(images: npt.NDArray[np.uint8], symmetry: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+def _seen(images: npt.NDArray[np.uint8], views: pd.DataFrame, part: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+    """Images as some of the views show them."""
     import tensorflow as tf
 
-    still = np.zeros(len(images), np.float32)
-    turned: npt.NDArray[np.float32] = transform(tf.constant(images), tf.constant(symmetry), still + 1, still, still).numpy()
-    return turned
+    numbers = (tf.constant(views[name].to_numpy()[part]) for name in NUMBERS)
+    seen: npt.NDArray[np.float32] = transform(tf.constant(images), *numbers).numpy()
+    return seen

@@ -70,13 +70,11 @@ class Head:
     dropout would then mean another thing on them than in the model.
     """
 
-    def __init__(self, model: keras.Model, material: Material, cache: Path, precision: str) -> None:
+    def __init__(self, model: keras.Model, material: Material, features: FrozenFeatures) -> None:
         import keras
 
         self._model = model
         params, classes = material.params, len(material.dataset.classes)
-        extractor = feature_extractor(model)
-        features = FrozenFeatures(extractor, material, cache, name=model.name, precision=precision)
         stored = features.train()
         views = stored.all().reshape(len(material.train_rows), -1, *stored.shape)
         self._scale = np.maximum(views.std(axis=(0, 1)), 1e-6)
@@ -110,6 +108,11 @@ class Head:
         """Put the trained head into the model."""
         kernel, bias = self.stage.model.get_layer(HEAD).get_weights()
         self._model.get_layer(HEAD).set_weights([kernel / self._scale[:, None], bias])
+
+
+def backbone_features(model: keras.Model, material: Material, cache: Path, precision: str) -> FrozenFeatures:
+    """What a head on a frozen backbone sees."""
+    return FrozenFeatures(feature_extractor(model), material, cache, name=model.name, precision=precision)
 
 
 def feature_batches(material: Material, views: npt.NDArray[np.floating[Any]]) -> tuple[Prepare, Batches]:
@@ -151,22 +154,37 @@ def _fixed_mix_batches(
     return lambda inputs, vectors: (inputs, vectors), batches
 
 
-def blocks(model: keras.Model, material: Material, block: str, cache: Path, precision: str) -> Stage:
-    """The last blocks of a backbone and the head, on what the layers before them make of the images, computed once.
+class Blocks:
+    """The last blocks of a backbone, on what the layers before them make of the images, computed once.
 
-    These features are kept as float16 (half the disk; 11 bits) and mapped into memory. An epoch moves them as it would move
-    the images (turns, flips, scale; colours stay those of the plan's views): more than the plan's views are seen, at no forward
-    pass. MixUp mixes them: Manifold MixUp (Verma et al., ICML 2019). BatchNormalization is held throughout.
+    These features are kept as float16 (half the disk; 11 bits) and mapped into memory. The head's own features, before the
+    blocks are tuned, are computed from them and not from the images again.
     """
-    prefix, tail = split_at(model, block)
-    name = f"{model.name} before {block}"
-    features = FrozenFeatures(prefix, material, cache, name=name, precision=precision, dtype=np.float16)
-    stored = features.train()
-    views = len(stored) // len(material.train_rows)
-    prepared = _mixed_features(
-        material, lambda rows, view: stored.take(rows * views + view), views, as_maps=material.augment.changes
-    )
-    return _over_draws(BLOCK_STAGE, tail, material, prepared, lambda rows: features.clean(rows).take)
+
+    def __init__(self, model: keras.Model, material: Material, block: str, cache: Path, precision: str) -> None:
+        prefix, rest, self._tail = split_at(model, block)
+        self._material = material
+        self._features = FrozenFeatures(
+            prefix, material, cache, name=f"{model.name} before {block}", precision=precision, dtype=np.float16
+        )
+        self.backbone_features = FrozenFeatures(
+            rest, material, cache, name=f"{model.name} from {block}", precision=precision, source=self._features
+        )
+
+    def stage(self) -> Stage:
+        """The blocks and the head.
+
+        An epoch moves the features as it would move the images (turns, flips, scale; colours stay those of the plan's views):
+        more than the plan's views are seen, at no forward pass. MixUp mixes them: Manifold MixUp (Verma et al., ICML 2019).
+        BatchNormalization is held throughout.
+        """
+        material, features = self._material, self._features
+        stored = features.train()
+        views = len(stored) // len(material.train_rows)
+        prepared = _mixed_features(
+            material, lambda rows, view: stored.take(rows * views + view), views, as_maps=material.augment.changes
+        )
+        return _over_draws(BLOCK_STAGE, self._tail, material, prepared, lambda rows: features.clean(rows).take)
 
 
 def _over_draws(

@@ -7,6 +7,7 @@ import pytest
 from components.augment.core import augment, plan_rows
 from dermaflow.artifacts import changed_files, open_artifact
 from dermaflow.augmentation import (
+    UNTOUCHED,
     Purpose,
     allowed_symmetries,
     augmented,
@@ -355,11 +356,16 @@ def test_the_plan_has_train_rows_only(planned, splits):
 def test_views_are_the_image_itself_and_others_that_differ(planned):
     plan = read_plan(planned)
     assert set(plan["view"]) == {0, 1, 2}
-    assert (plan.loc[plan["view"] == 0, "symmetry"] == 0).all()
+    as_it_is, others = plan[plan["view"] == 0], plan[plan["view"] > 0]
+    assert all((as_it_is[name] == number).all() for name, number in UNTOUCHED.items())
     views = plan.groupby("image_id")["symmetry"]
     assert (views.nunique() == 3).all()
     assert (views.size() == 3).all()
-    assert plan.loc[plan["view"] > 0, "symmetry"].nunique() > 3, "each image has its own views"
+    assert others["symmetry"].nunique() > 3, "each image has its own views"
+    limits = {"zoom": (0.9, 1.1), "brightness": (-0.1, 0.1), "hue": (-0.04 * np.pi, 0.04 * np.pi)}
+    for name, (lowest, highest) in limits.items():
+        assert others[name].between(np.float32(lowest), np.float32(highest)).all()
+        assert others[name].nunique() == len(others), "each view has its own size and colours"
 
 
 def test_balanced_classes_are_drawn_equally_often(planned):
@@ -391,10 +397,19 @@ def test_without_balance_every_image_weighs_the_same(splits):
 
 
 @pytest.mark.parametrize(
-    ("asked", "flips", "turns", "views"), [(8, True, True, 8), (8, True, False, 4), (8, False, False, 1), (1, True, True, 1)]
+    ("asked", "flips", "turns", "hue", "views"),
+    [
+        (8, True, True, 0.0, 8),
+        (8, True, False, 0.0, 4),
+        (8, False, False, 0.0, 1),
+        (1, True, True, 0.02, 1),
+        (8, True, False, 0.02, 8),
+        (8, False, False, 0.02, 8),
+    ],
 )
-def test_there_are_as_many_views_as_asked_for_and_possible(splits, asked, flips, turns, views):
-    params = augment_params(feature_views=asked, flips=flips, right_angle_turns=turns)
+def test_there_are_as_many_views_as_asked_for_and_possible(splits, asked, flips, turns, hue, views):
+    changes = {"flips": flips, "right_angle_turns": turns, "scale": 0.0, "brightness": 0.0, "hue": hue}
+    params = augment_params(feature_views=asked, **changes)
     plan = plan_rows(train_rows(splits), params)
     assert plan["view"].nunique() == views
     assert set(plan["symmetry"]) == set(allowed_symmetries(params) if views > 1 else (0,))

@@ -14,10 +14,18 @@ import pandas as pd
 import pytest
 
 from dermaflow import contracts
-from dermaflow.architectures import ARCHITECTURES, BACKBONE, Architecture, build_model, freeze_batch_norms, split_at
+from dermaflow.architectures import (
+    ARCHITECTURES,
+    BACKBONE,
+    Architecture,
+    build_model,
+    feature_extractor,
+    freeze_batch_norms,
+    split_at,
+)
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
-from dermaflow.params import FineTuneParams, RegisterParams, load_params
+from dermaflow.params import FineTuneParams, MixupParams, RegisterParams, load_params
 from dermaflow.registry import connect
 from tests.unit.test_train import params, planned, symmetric, train_in
 from tests.workspace import ROOT
@@ -35,8 +43,9 @@ def test_a_model_cut_before_any_block_is_the_same_model(architecture: str):
     images = np.random.default_rng(0).integers(0, 256, (2, 72, 72, 3)).astype(np.float32)
     whole, trained = model(images).numpy(), 0
     for block in ARCHITECTURES[architecture].blocks:  # from the last to the first
-        prefix, tail = split_at(model, block)
+        prefix, rest, tail = split_at(model, block)
         np.testing.assert_array_equal(tail(prefix(images)).numpy(), whole)
+        np.testing.assert_array_equal(rest(prefix(images)).numpy(), feature_extractor(model)(images).numpy())
         assert len(tail.trainable_variables) > trained
         trained = len(tail.trainable_variables)
 
@@ -69,6 +78,27 @@ def test_features_of_the_prefix_are_computed_once(prepared: Path, tmp_path: Path
     assert {np.load(path, mmap_mode="r").dtype.name for path in blocks} == {"float32", "float16"}
     train_in(prepared, tmp_path, "resnet50", tuned("resnet50", "conv5_block3", dropout={"resnet50": 0.5}))
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*.npy")} == blocks
+
+
+def test_the_heads_features_come_from_the_prefix_and_are_those_of_the_views(prepared: Path, tmp_path: Path):
+    """Of each view as the training step would draw it; kept as float16 between the two parts: 11 bits."""
+    from components.train.material import gather
+    from components.train.stages import Blocks
+    from dermaflow.augmentation import NUMBERS, transform
+
+    plan = planned(prepared, tmp_path / "plan", MixupParams(alpha=0.2, space="features", fixed_mixes=0), feature_views=3)
+    material = gather(prepared / "ingest/dataset", prepared / "split/splits", plan, prepared / "segment/masks", params())
+    model = build_model("resnet50", classes=7, size=72, dropout=0.5, seed=1)
+    features = Blocks(model, material, "conv5", tmp_path / "cache", "float32").backbone_features.train()
+    assert len(features) == 3 * len(material.train_rows) == len(material.plan)
+    view = material.plan.iloc[:6]  # of two images: as they are, and two more views each
+    pixels = transform(
+        material.inputs(material.dataset.rows_of(view["image_id"])), *(view[name].to_numpy() for name in NUMBERS)
+    )
+    expected, found = feature_extractor(model)(pixels).numpy(), features.take(np.arange(6))
+    assert expected.std() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=0.02, atol=0.01 * expected.std())
+    assert np.abs(found[0] - found[1]).max() > 0.1 * expected.std(), "a view is another image"
 
 
 def test_every_layer_is_tuned_from_images_with_batch_norms_held(prepared: Path, tmp_path: Path):
@@ -358,16 +388,20 @@ def test_an_adjusted_model_answers_as_the_plain_one_less_the_logarithms_of_the_c
     from dermaflow.dataset import Dataset
     from dermaflow.predict import predict_logits
 
-    tables, columns = {}, contracts.logit_columns(HAM10000_CLASSES)
-    for adjustment in ("none", "validation"):
-        info = train_in(prepared, tmp_path / adjustment, "resnet50", params(adjustment=adjustment))
-        tables[adjustment] = pd.read_parquet(tmp_path / adjustment / "history" / contracts.VALIDATION_FILE)
+    tables, columns, tau = {}, contracts.logit_columns(HAM10000_CLASSES), {}
+    for adjustment in ("none", 0.5, "validation"):
+        folder = tmp_path / str(adjustment)
+        tau[adjustment] = train_in(prepared, folder, "resnet50", params(adjustment=adjustment))["adjustment"]
+        tables[adjustment] = pd.read_parquet(folder / "history" / contracts.VALIDATION_FILE)
     dataset, rows = Dataset.open(prepared / "ingest/dataset"), tables["validation"]
     splits = contracts.read_splits(prepared / "split/splits")
     counts = splits.loc[splits["split"] == "train", "label"].value_counts()[list(HAM10000_CLASSES)].to_numpy()
-    shift = -info["adjustment"] * np.log(counts / counts.sum())
-    assert info["adjustment"] != 0
-    assert rows[columns].to_numpy() == pytest.approx(tables["none"][columns].to_numpy() + shift, abs=1e-4)
+    assert tau["none"] == 0
+    assert tau[0.5] == 0.5
+    assert tau["validation"] not in (0, 0.5)
+    for adjustment in (0.5, "validation"):
+        shifted = tables["none"][columns].to_numpy() - tau[adjustment] * np.log(counts / counts.sum())
+        assert tables[adjustment][columns].to_numpy() == pytest.approx(shifted, abs=1e-4)
     answers = predict_logits(tmp_path / "validation/model", dataset, dataset.rows_of(rows["image_id"]), None)
     assert rows[columns].to_numpy() == pytest.approx(answers, abs=1e-3)
 
