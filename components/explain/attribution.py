@@ -2,14 +2,17 @@
 
 Lundberg and Lee, A Unified Approach to Interpreting Model Predictions, NeurIPS 2017 (Deep SHAP); Shrikumar, Greenside
 and Kundaje, Learning Important Features Through Propagating Activation Differences, ICML 2017 (the rescale rule).
+
+The values are those of shap.DeepExplainer, operation by operation (a test holds them to it), at half the work: there an
+image goes through the network once for each background image, and each gradient is computed for both of a pair.
 """
 
 from __future__ import annotations
 
 import math
-import re
-import warnings
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Container, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,12 +21,39 @@ from dermaflow.errors import InputError
 
 if TYPE_CHECKING:
     import keras
+    import tensorflow as tf
 
 Floats = npt.NDArray[np.float32]
-METHOD = "Deep SHAP (shap.DeepExplainer, rescale rule)"
-# Background images in one pass: an image goes through together with copies of itself, so 4 means a batch of 8. With
-# 224 px and ResNet50 that keeps a pass near 2 GB, however many background images there are.
-BACKGROUND_BATCH = 4
+METHOD = "Deep SHAP (rescale rule)"
+# Background images in one pass, which has the explained image beside them: with 224 px and ResNet50 a pass stays near
+# 1.5 GB, however many background images there are.
+BACKGROUND_BATCH = 7
+SMALLEST_DIFFERENCE = 1e-6  # of a nonlinearity's inputs; below it the secant is a quotient of rounding errors
+
+# Operations that are linear in what comes from the image: all of their inputs may, or one, or the first alone.
+LINEAR = {"AddN", "AddV2", "ConcatV2", "Identity", "IdentityN", "Pack", "Sub"}
+LINEAR_IN_ONE = {"MatMul", "Mul"}
+LINEAR_IN_FIRST = {
+    "AvgPool", "BiasAdd", "Cast", "Conv2D", "DepthwiseConv2dNative", "ExpandDims", "GatherV2", "Mean", "MirrorPad", "Pad",
+    "PadV2", "RealDiv", "Reshape", "ReverseV2", "Squeeze", "StridedSlice", "Sum", "Transpose",
+}  # fmt: skip
+CONSTANT = {"Shape", "StopGradient", "ZerosLike", "OnesLike"}  # of these nothing depends on the image's values
+MAXIMUM = "MaxPool"
+PARTNERS = "dermaflow_partners"  # collection of a graph: the image's operation by the name of the background's
+
+
+def _secants() -> dict[str, Callable[[Any, Any], Any]]:
+    """Operations of one number each, and their derivatives by input and output: these obey the rescale rule as it is."""
+    import tensorflow as tf
+
+    return {
+        "Elu": lambda inputs, outputs: tf.where(inputs > 0, 1.0, outputs + 1.0),
+        "Relu": lambda inputs, _: tf.cast(inputs > 0, tf.float32),
+        "Relu6": lambda inputs, _: tf.cast((inputs > 0) & (inputs < 6), tf.float32),
+        "Sigmoid": lambda _, outputs: outputs * (1.0 - outputs),
+        "Softplus": lambda inputs, _: tf.sigmoid(inputs),
+        "Tanh": lambda _, outputs: 1.0 - outputs * outputs,
+    }
 
 
 class LogitExplainer:
@@ -45,29 +75,17 @@ class LogitExplainer:
     """
 
     def __init__(self, model: keras.Model, background: Floats) -> None:
-        import keras
-        import shap
         import tensorflow as tf
 
-        _register_missing_operations()
         self.model = model
         self._forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        self._contributions = _contributions(model)
         self.compare_with(background)
-
-        images = keras.Input(model.input_shape[1:], name="explained_images")
-        # A one-hot layer picks the logit. It is linear, so the attributions stay as they are, and changing its weights
-        # spares the seconds that tracing one graph for each class would take.
-        self._pick = keras.layers.Dense(1, use_bias=False, trainable=False, name="picked_logit", dtype="float32")
-        picked = self._pick(model(images, training=False))
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Your TensorFlow version is newer")
-            self._explainer = shap.DeepExplainer(keras.Model([images], picked), lambda _: self._chunk)
 
     def compare_with(self, background: Floats) -> None:
         """Attribute against this background, and the network as it is now, from here on."""
         self.background = background
         self._chunks = np.array_split(background, math.ceil(len(background) / BACKGROUND_BATCH))
-        self._chunk = self._chunks[0]
         self.base_logits = np.concatenate([self.logits(chunk) for chunk in self._chunks]).astype(np.float64).mean(axis=0)
 
     def logits(self, images: Floats) -> Floats:
@@ -80,40 +98,104 @@ class LogitExplainer:
         Raises
         ------
         InputError
-            when the network has an operation that neither SHAP nor this module has a rule for.
+            when the network has an operation that this module has no rule for.
         """
-        one_hot = np.zeros((len(self.base_logits), 1), np.float32)
-        one_hot[logit] = 1
-        self._pick.set_weights([one_hot])
         total = np.zeros(image.shape, np.float64)
         for chunk in self._chunks:
-            self._chunk = chunk  # the explainer asks for its background at each call
-            total += self._deep_shap(image) * (len(chunk) / sum(map(len, self._chunks)))
-        return total.astype(np.float32)
+            total += np.asarray(self._contributions(image, chunk, logit), np.float64)
+        return (total / len(self.background)).astype(np.float32)
 
-    def _deep_shap(self, image: Floats) -> npt.NDArray[np.float64]:
-        """Run SHAP against the current chunk of the background; float64 [size, size, channels]."""
-        from shap.explainers._deep.deep_tf import tf_execute
 
-        recorder = tf_execute.record_gradient
-        try:
-            values = self._explainer.shap_values(image[None], check_additivity=False)
-        except Exception as error:  # TensorFlow wraps the LookupError in a class of its own, made on the spot
-            operation = re.search(r"registry has no entry for: shap_(\w+)", str(error))
-            if operation is None:
-                raise
+def _contributions(model: keras.Model) -> Callable[[Floats, Floats, int], Any]:
+    """A compiled function: image, background images, logit -> contributions, summed over the background.
+
+    Image and background go through the network apart; in the gradient of the latter, each nonlinear operation multiplies by
+    what it makes of the difference to the image, divided by that difference, in place of its derivative.
+    """
+    import tensorflow as tf
+
+    _register_rules()
+    ruled = {*_secants(), MAXIMUM}
+    size = model.input_shape[1:]
+
+    @tf.function(  # type: ignore[untyped-decorator]
+        input_signature=[tf.TensorSpec(size), tf.TensorSpec((None, *size)), tf.TensorSpec((), tf.int32)], autograph=False
+    )
+    def contributions(image: tf.Tensor, background: tf.Tensor, logit: tf.Tensor) -> tf.Tensor:
+        graph, passes = tf.compat.v1.get_default_graph(), []
+        for inputs in (image[None], background):
+            before = len(graph.get_operations())
+            with graph.gradient_override_map({operation: _rule(operation) for operation in ruled}):
+                answers = model(inputs, training=False)
+            passes.append(graph.get_operations()[before:])
+        _require_rules(passes[1], background, ruled, model.name)
+        of_image, of_background = ([op for op in each if op.type in ruled] for each in passes)
+        names = (op.name for op in of_background)
+        graph.add_to_collection(PARTNERS, dict(zip(names, of_image, strict=True)))
+        multipliers = tf.gradients(tf.gather(answers, logit, axis=1), background)[0]
+        return tf.reduce_sum(multipliers * (image - background), axis=0)
+
+    return lambda image, background, logit: contributions(image, background, np.int32(logit))
+
+
+def _rule(operation: str) -> str:
+    """The name under which an operation's rule is registered."""
+    return f"DermaflowRescale{operation}"
+
+
+@cache
+def _register_rules() -> None:
+    """Register the rules with TensorFlow: once, since names of gradients can not be taken back.
+
+    A rule makes a gradient by an operation's outputs, float32 [b, ...], one by its inputs.
+    """
+    import tensorflow as tf
+
+    def pair(op: tf.Operation) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Inputs and outputs of the image [1, ...] and of the background [b, ...]."""
+        (partners,) = op.graph.get_collection(PARTNERS)
+        return partners[op.name].inputs[0], partners[op.name].outputs[0], op.inputs[0], op.outputs[0]
+
+    def secant(derivative: Callable[[Any, Any], Any]) -> Any:
+        @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]  # fused: one by one they cost as much as the convolutions
+        def passed(gradient: Any, own: Any, answer: Any, inputs: Any, outputs: Any) -> Any:
+            steps, rises = own - inputs, answer - outputs
+            small = tf.abs(steps) < SMALLEST_DIFFERENCE
+            return gradient * tf.where(small, derivative(inputs, outputs), rises / tf.where(small, 1.0, steps))
+
+        return lambda op, gradient: passed(gradient, *pair(op))
+
+    def maximum(op: tf.Operation, gradient: tf.Tensor) -> tf.Tensor:
+        """What the larger of the two answers has over the other goes to the place that it came from."""
+        own, answer, inputs, outputs = pair(op)
+        own, answer = tf.broadcast_to(own, tf.shape(inputs)), tf.broadcast_to(answer, tf.shape(outputs))
+        larger, steps = tf.maximum(answer, outputs), own - inputs
+        pool = {name: op.get_attr(name) for name in ("ksize", "strides", "padding", "data_format")}
+        passed = tf.raw_ops.MaxPoolGrad(orig_input=own, orig_output=answer, grad=gradient * (larger - outputs), **pool)
+        passed += tf.raw_ops.MaxPoolGrad(orig_input=inputs, orig_output=outputs, grad=gradient * (answer - larger), **pool)
+        return tf.math.divide_no_nan(passed, tf.where(tf.abs(steps) < SMALLEST_DIFFERENCE, 0.0, steps))
+
+    for operation, derivative in _secants().items():
+        tf.RegisterGradient(_rule(operation))(secant(derivative))
+    tf.RegisterGradient(_rule(MAXIMUM))(maximum)
+
+
+def _require_rules(operations: Sequence[tf.Operation], inputs: tf.Tensor, ruled: Container[str], name: str) -> None:
+    """Raise InputError for the first operation on the way from `inputs` on that is neither linear nor has a rule."""
+    from_image = {inputs.ref()}
+    for op in operations:  # in the order in which they were made
+        places = [place for place, tensor in enumerate(op.inputs) if tensor.ref() in from_image]
+        if not places or op.type in CONSTANT:
+            continue
+        known = (
+            op.type in LINEAR
+            or op.type in ruled
+            or (op.type in LINEAR_IN_ONE and len(places) == 1)
+            or (op.type in LINEAR_IN_FIRST and places == [0])
+        )
+        if not known:
             raise InputError(
-                f"{self.model.name} uses the operation {operation[1]}, for which SHAP has no rule; "
+                f"{name} uses the operation {op.type}, for which Deep SHAP has no rule here; "
                 "add one in components/explain/attribution.py"
-            ) from error
-        finally:
-            tf_execute.record_gradient = recorder  # SHAP leaves its own in TensorFlow when it fails
-        return np.asarray(values[0, ..., 0], np.float64)
-
-
-def _register_missing_operations() -> None:
-    """Give SHAP a rule for each operation of our architectures that SHAP 0.51 has none for."""
-    from shap.explainers._deep import deep_tf
-
-    # Depthwise convolution (Xception) is linear in its input while its filters are fixed, as Conv2D is.
-    deep_tf.op_handlers["DepthwiseConv2dNative"] = deep_tf.linearity_1d(0)
+            )
+        from_image.update(tensor.ref() for tensor in op.outputs)

@@ -227,9 +227,47 @@ def test_an_operation_without_a_rule_is_named_and_tensorflow_stays_usable():
     from components.explain.attribution import LogitExplainer
 
     images = lesion_images(4)[0].astype(np.float32)
-    with pytest.raises(InputError, match="operation Sin, for which SHAP has no rule"):
+    with pytest.raises(InputError, match="operation Sin, for which Deep SHAP has no rule here"):
         LogitExplainer(region_model(activation="sin"), images[:2]).attribute(images[3], 1)
     test_a_pixel_that_the_model_can_not_see_gets_nothing()
+
+
+def test_a_product_of_two_things_that_are_both_seen_has_no_rule():
+    import keras
+
+    from components.explain.attribution import LogitExplainer
+
+    inputs = keras.Input((SIZE, SIZE, 3))
+    pooled = keras.layers.GlobalAveragePooling2D()(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Multiply()([pooled, pooled])))
+    images = lesion_images(4)[0].astype(np.float32)
+    with pytest.raises(InputError, match="operation Mul, for which"):
+        LogitExplainer(model, images[:2]).attribute(images[3], 1)
+
+
+@pytest.mark.parametrize(("architecture", "size"), [("cnn", 64), ("resnet50", 64), ("xception", 71)])
+def test_attributions_are_those_of_shap(architecture, size):
+    """With SHAP's own rules, and one for depthwise convolution, which SHAP lacks: linear, as convolution is."""
+    import keras
+    import shap
+    from shap.explainers._deep import deep_tf
+
+    from components.explain.attribution import LogitExplainer
+    from dermaflow.architectures import build_model
+
+    deep_tf.op_handlers["DepthwiseConv2dNative"] = deep_tf.linearity_1d(0)
+    model = build_model(architecture, classes=7, size=size, dropout=0.5, seed=1)
+    images = lesion_images(8, size)[0].astype(np.float32)
+    normalise_by(model, images)
+    shown = keras.Input(model.input_shape[1:])
+    picked = keras.layers.Dense(
+        1, use_bias=False, kernel_initializer=lambda shape, dtype: np.eye(*shape, k=-2, dtype="float32")
+    )
+    explained = keras.Model([shown], picked(model(shown, training=False)))
+    theirs = shap.DeepExplainer(explained, images[:3]).shap_values(images[5:6], check_additivity=False)[0, ..., 0]
+    ours = LogitExplainer(model, images[:3]).attribute(images[5], 2)
+    assert np.linalg.norm(theirs) > 0
+    assert np.linalg.norm(ours - theirs) < 0.005 * np.linalg.norm(theirs), "but for ties in rounding"
 
 
 def test_a_linear_model_is_explained_by_its_weights():
