@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dermaflow.errors import DermaflowError
+from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
 from dermaflow.progress import told_to
 from pipelines import show
@@ -296,12 +296,35 @@ def models(profile: Profile = "default", overrides: Sets = None, as_json: Json =
 
 
 @app.command()
-def report(run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or latest.")] = "latest") -> None:
-    """Rebuild a run's report from its artifacts."""
-    from pipelines import results
+def report(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="A run id, or latest.")] = "latest",
+    compare: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OTHER",
+            help="Set RUN beside another: a run, or NAME@ALIAS or NAME/VERSION of the registry, as RUN may be too.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Where to write the comparison; by default compare-RUN-OTHER.html here.")
+    ] = None,
+    profile: Profile = "default",
+    overrides: Sets = None,
+) -> None:
+    """Rebuild a run's report from its artifacts; or compare two runs or registered models, on a page of its own.
+
+    Compared is on the test images that both have judged and neither was made with, image by image.
+    """
+    from pipelines import comparison, results
     from pipelines.report import write_report
 
-    typer.echo(write_report(results.run_folder(run_id)))
+    if compare is None and out is not None:
+        raise InputError("--out is where a comparison goes: give --compare OTHER too; a run's own report stays in its folder")
+    if compare is None:
+        typer.echo(write_report(results.run_folder(run_id)))
+    else:
+        target = out or Path(comparison.file_name(run_id, compare))
+        typer.echo(comparison.compare(run_id, compare, load_params(profile, overrides or ()), target))
 
 
 def main() -> None:

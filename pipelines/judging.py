@@ -61,14 +61,14 @@ def open_model(model: str, params: Params) -> Iterator[Subject]:
         places = (beside / "evaluation", beside.parent / f"evaluate-{info['architecture']}" / "evaluation")
         yield Subject(folder, info, contracts.trained_on(folder), _own_evaluation(folder, *places))
         return
-    named = _REGISTERED.fullmatch(model)
-    if named is None or Path(model).exists():
+    found = None if Path(model).exists() else registered_version(model, params)
+    if found is None:
         raise InputError(
             f"MODEL {model!r} is neither a Model artifact's folder nor NAME@ALIAS nor NAME/VERSION; "
             "for example dermaflow-candidate@challenger"
         )
     with tempfile.TemporaryDirectory() as scratch:
-        yield _registered(named, params, Path(scratch))
+        yield _registered(*found, Path(scratch))
 
 
 @contextmanager
@@ -237,11 +237,10 @@ def _refuse_seen(model: str, data: str, images: pd.DataFrame, seen: npt.NDArray[
         )
 
 
-def _registered(named: re.Match[str], params: Params, scratch: Path) -> Subject:
+def _registered(client: MlflowClient, version: ModelVersion, scratch: Path) -> Subject:
     """A registered model, fetched into `scratch`; what it was made with by its evidence, where the model does not say so."""
     from dermaflow import registry
 
-    client, version = _find(named, params)
     model = registry.model_artifact(version, scratch)
 
     def evidence(name: str) -> Path | None:
@@ -256,11 +255,15 @@ def _registered(named: re.Match[str], params: Params, scratch: Path) -> Subject:
     return Subject(model, info, developed, None if judged is None else _own_evaluation(model, judged))
 
 
-def _find(named: re.Match[str], params: Params) -> tuple[MlflowClient, ModelVersion]:
+def registered_version(model: str, params: Params) -> tuple[MlflowClient, ModelVersion] | None:
+    """The version that NAME@ALIAS or NAME/VERSION names; None of another text, InputError where there is no such version."""
     from mlflow.exceptions import MlflowException
 
     from dermaflow import registry
 
+    named = _REGISTERED.fullmatch(model)
+    if named is None:
+        return None
     client = registry.connect(params.register_.tracking_uri)
     try:
         found = (

@@ -197,6 +197,9 @@ class _Watch:
             if status.name == "SUCCESS" or not _ended_from_outside(self.exit_code) or attempt == retries:
                 break
             tell("retry", task=label, exit_code=self.exit_code, attempt=attempt + 1, of=retries)
+        if status.name != "SUCCESS" and (name := _signal_of(self.exit_code)):
+            hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
+            tell("error", step=label, message=f"its process was ended by {name}{hint}", exit_code=1)
         return outputs, status
 
     def _label(self, task: str, resource: str) -> str:
@@ -220,7 +223,13 @@ class _Watch:
 
 def _ended_from_outside(exit_code: int) -> bool:
     """Whether a process was killed by a signal, or ended because it was asked to and kept its state."""
-    return exit_code < 0 or exit_code == InterruptedWorkError.exit_code
+    return _signal_of(exit_code) is not None or exit_code == InterruptedWorkError.exit_code
+
+
+def _signal_of(exit_code: int) -> str | None:
+    """Name of the signal that killed a process, by its exit code: its number less than 0; of a shell's child, more than 128."""
+    number = -exit_code if exit_code < 0 else exit_code - 128
+    return signal.Signals(number).name if number in set(signal.Signals) else None
 
 
 def _with_outer_items(loop: Any, iteration: Any) -> Any:

@@ -18,9 +18,14 @@ def run_folder(run: str) -> Path:
     """The folder of a run by its id, or of the newest for `latest`; raises InputError with the runs there are."""
     folder = places.RUNS / run
     if not (folder / REQUEST).exists():
-        known = sorted(path.parent.name for path in places.RUNS.glob(f"*/{REQUEST}") if path.parent.name != LATEST)
-        raise InputError(f"no run {run!r} in {places.RUNS}/; there are: {', '.join(known[-5:]) or 'none'}")
+        raise InputError(f"no run {run!r} in {places.RUNS}/; there are: {known_runs()}")
     return folder.resolve()
+
+
+def known_runs() -> str:
+    """The newest runs, for a message."""
+    known = sorted(path.parent.name for path in places.RUNS.glob(f"*/{REQUEST}") if path.parent.name != LATEST)
+    return ", ".join(known[-5:]) or "none"
 
 
 def artifact(folder: Path, step: str, name: str) -> Path | None:

@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 
 from dermaflow.errors import InputError
-from pipelines.report import duration, pretty, write_report
+from pipelines.page import duration, pretty
+from pipelines.report import write_report
 
 SECTIONS = ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision", "Pipeline", "Limits")
 VOID = {"meta", "img", "br", "rect"}

@@ -16,7 +16,8 @@ import psutil
 from dermaflow.artifacts import read_json
 from tests.workspace import DERMAFLOW, Workspace, sets
 
-_TRAIN = ("--function_to_execute", "train")  # how kfp starts the step
+_TRAIN = ("--function_to_execute", "train")  # how kfp starts the step,
+_STEP = "kfp.dsl.executor_main"  # and the process that it is: the shell around it lives on when it is killed for memory
 
 
 @dataclass
@@ -68,7 +69,7 @@ def _trainings(run: psutil.Process) -> list[psutil.Process]:
     try:
         for child in run.children(recursive=True):
             line = child.cmdline()
-            if any(pair == _TRAIN for pair in itertools.pairwise(line)):
+            if _STEP in line and any(pair == _TRAIN for pair in itertools.pairwise(line)):
                 found.append(child)
     except psutil.NoSuchProcess:
         return found

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.local import _Watch
+from pipelines.local import _ended_from_outside, _signal_of, _Watch
 from pipelines.report_facts import Run, _words_of
 
 
@@ -23,6 +23,26 @@ from pipelines.report_facts import Run, _words_of
 )
 def test_a_task_of_a_loop_is_called_by_its_architecture_and_fold(tmp_path: Path, task: str, loops: str, label: str):
     assert _Watch(tmp_path, ["cnn", "resnet50"])._label(task, f"a-run{loops}") == label
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "name"),
+    [
+        (0, None),
+        (1, None),
+        (2, None),
+        (75, None),
+        (255, None),
+        (-9, "SIGKILL"),
+        (137, "SIGKILL"),
+        (139, "SIGSEGV"),
+        (143, "SIGTERM"),
+    ],
+)
+def test_a_process_that_was_killed_is_told_from_one_that_failed(exit_code: int, name: str | None):
+    """Also by what the shell says that kfp starts it through."""
+    assert _signal_of(exit_code) == name
+    assert _ended_from_outside(exit_code) == (name is not None or exit_code == 75)
 
 
 def test_a_failed_task_is_quoted_with_its_own_words(tmp_path: Path):

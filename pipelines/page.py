@@ -1,0 +1,62 @@
+"""Pages that stand alone: HTML from the templates beside this file, with everything in them, written whole or not at all.
+
+Text from data is escaped everywhere. The same facts give the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+_PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
+
+
+def render(template: str, facts: dict[str, Any]) -> str:
+    """A template as HTML."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,  # a figure that is not in its artifact is an error, not a blank
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "duration": duration,
+        "fixed": lambda value, digits=3: f"{value:.{digits}f}",
+        "general": lambda value: f"{value:.3g}",
+        "grouped": lambda value: f"{value:,}",
+        "percent": lambda share: f"{100 * share:.1f}".removesuffix(".0") + " %",
+        "plural": lambda count, one: f"{count:,} {one if count == 1 else one + 's'}",
+        "pretty": pretty,
+        "spaced": lambda name: name.replace("_", " "),
+    }
+    return environment.get_template(template).render(facts)
+
+
+def write_page(target: Path, page: str) -> None:
+    """Write a page: a reader sees the old one or the new one, never half of it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", encoding="utf-8", delete=False) as file:
+        file.write(page)
+        file.flush()
+        os.fsync(file.fileno())
+    os.chmod(file.name, 0o644)  # mkstemp's 0600 would hide it from other users of a shared volume
+    os.replace(file.name, target)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8.0 s, 2 min 45 s, 1 h 3 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def pretty(value: Any) -> str:
+    """A JSON value for reading, without the passwords that addresses of servers may hold."""
+    return _PASSWORD.sub(r"\1***@", json.dumps(value, indent=2))
