@@ -22,6 +22,16 @@ class Minimum(Section):
     low: Share | None = None
 
 
+class ExplanationBounds(Section):
+    """Bounds on what the maps are worth (components/explain/README.md); null asks for nothing."""
+
+    max_additivity_error: Annotated[float, Field(gt=0, le=1)]
+    min_on_lesion: Annotated[float, Field(ge=-1, le=1)] | None
+    min_insertion_over_random: Annotated[float, Field(ge=-1, le=1)] | None
+    max_similarity_shuffled: Annotated[float, Field(ge=-1, le=1)] | None
+    min_stability: Annotated[float, Field(ge=-1, le=1)] | None
+
+
 class Policy(Section):
     """The gates, in the order in which they are reported."""
 
@@ -32,7 +42,7 @@ class Policy(Section):
     auroc: Minimum
     melanoma_sensitivity: Minimum
     margin_to_champion: Annotated[float, Field(ge=0, le=1)]
-    max_additivity_error: Annotated[float, Field(gt=0, le=1)]
+    explanation: ExplanationBounds
 
 
 def read_policy(path: Path) -> Policy:

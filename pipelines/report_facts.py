@@ -93,6 +93,7 @@ def gather(run: Run) -> Info:
     decision = run.info("promote/decision", contracts.DECISION)
     architectures = [_architecture(run, name) for name in arguments["architectures"]]
     candidate = run.info("select/evaluation", contracts.EVALUATION, contracts.METRICS_FILE)
+    explanation = run.info("explain/explanation", contracts.EXPLANATION)
     return {
         "run_id": run.folder.resolve().name,
         "started_at": run.request["started_at"],
@@ -102,7 +103,7 @@ def gather(run: Run) -> Info:
         "commit": json.loads(arguments["commit"]),
         "tasks": run.tasks,
         "outcome": _outcome(run, registration, decision),
-        "banners": _banners(dataset, splits, architectures, decision),
+        "banners": _banners(dataset, splits, architectures, decision, explanation),
         "titles": CLASS_TITLES,
         "subgroup_titles": SUBGROUPS,
         "dataset": None if dataset is None else dataset.info,
@@ -118,7 +119,7 @@ def gather(run: Run) -> Info:
         "folds": _folds(run),
         "selection": run.info("select/selection", contracts.SELECTION),
         "candidate": candidate,
-        "explanation": run.info("explain/explanation", contracts.EXPLANATION),
+        "explanation": explanation,
         "comparison": run.info("compare/comparison", contracts.COMPARISON),
         "registration": registration,
         "decision": decision,
@@ -182,7 +183,9 @@ def _words_of(run: Run, label: str) -> str | None:
     return None
 
 
-def _banners(dataset: Dataset | None, splits: Info | None, architectures: list[Info], decision: Info | None) -> list[str]:
+def _banners(
+    dataset: Dataset | None, splits: Info | None, architectures: list[Info], decision: Info | None, explanation: Info | None
+) -> list[str]:
     """What nobody may overlook, since it takes the meaning from every figure below."""
     banners = []
     if dataset is not None and dataset.synthetic:
@@ -198,6 +201,9 @@ def _banners(dataset: Dataset | None, splits: Info | None, architectures: list[I
             f"Split by {by}: {leaks['with_relative_in_train']} of {leaks['test_images']} test images have a relative in train, "
             "so every figure below is too good. Such a model can not be promoted."
         )
+    if explanation is not None and explanation["artefact"]["suspected"]:
+        classes = ", ".join(explanation["artefact"]["suspected"])
+        banners.append(f"An artefact is suspected in {classes}: what speaks for it lies off the lesion. See Explanation.")
     if decision is not None and decision["waived"]:
         banners.append(f"The policy waived: {', '.join(decision['waived'])}.")
     return banners

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,7 @@ def explain(
         table = table.merge(checked, on="image_id", how="left")
     shuffled = checks.randomisation(explained)
 
+    summary = measures.summarise(table, data.classes, params.seed)
     explanation = {
         "architecture": info["architecture"],
         "masks": info["masks"],
@@ -103,7 +105,8 @@ def explain(
         "background": _describe_background(data, background, params),
         "digests": digests,
         **_additivity(table),
-        "summary": measures.summarise(table, data.classes, params.seed),
+        "artefact": {"suspected": measures.suspected(summary), "limit": measures.ON_LESION_LIMIT},
+        "summary": summary,
         "checks": _describe_checks(measures.by_stage(shuffled, table, params.seed), _describe_background(data, other, params)),
     }
     with new_artifact(target, contracts.EXPLANATION) as folder:
@@ -219,6 +222,7 @@ def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: i
         "additivity_error": measures.additivity_error(found["sum"], logit, base),
         "concentration": measures.concentration(weights, lesion),
         "baseline_concentration": measures.concentration(measures.centred_gaussian(lesion), lesion),
+        "on_lesion": measures.on_lesion(signed, lesion),
         "pointing_hit": measures.pointing_hit(signed, lesion),
         "centre_hit": measures.centre_hit(lesion),
         "area_share": measures.area_share(lesion),
@@ -243,11 +247,8 @@ def _table(chosen: pd.DataFrame, results: Sequence[_Result]) -> pd.DataFrame:
 
 
 def _method() -> dict[str, Any]:
-    import shap
-
     return {
         "name": METHOD,
-        "shap": shap.__version__,
         "explains": "the logit of the predicted class, against the mean logit of the background",
         "references": ["Lundberg and Lee, NeurIPS 2017", "Shrikumar, Greenside and Kundaje, ICML 2017"],
     }
@@ -296,7 +297,7 @@ def _describe_checks(stages: list[dict[str, Any]], background: dict[str, Any]) -
         },
         "stability": {"background": background},
         "randomisation": {"stages": stages, "reference": "Adebayo et al., NeurIPS 2018"},
-        "second_method": {"name": second_method.METHOD, "evaluations": second_method.EVALUATIONS},
+        "second_method": {"name": second_method.METHOD, "evaluations": second_method.EVALUATIONS, "shap": version("shap")},
     }
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from dermaflow.classes import MELANOMA
-from dermaflow.policy import Minimum, Policy
+from dermaflow.policy import ExplanationBounds, Minimum, Policy
 
 Verdict = Literal["pass", "fail", "not_applicable"]
 
@@ -41,7 +41,6 @@ def judge(
     tested: images that it was trained on although they were in test of an earlier version, by that version.
     """
     leaks = facts["splits"]["leakage"]["all"]["with_relative_in_train"]
-    error = facts["explanation"]["additivity"]["median"]
     return [
         _fact("data_validation", holds=facts["data_validation"]["success"], reason="the data passed its blocking expectations"),
         _fact(
@@ -83,15 +82,7 @@ def judge(
         _at_least("balanced_accuracy", facts["test"]["overall"]["balanced_accuracy"], policy.balanced_accuracy),
         _at_least("auroc", facts["test"]["overall"]["auroc"], policy.auroc),
         _at_least("melanoma_sensitivity", _sensitivity(facts, MELANOMA), policy.melanoma_sensitivity),
-        Gate(
-            "explanation_additivity",
-            error,
-            None,
-            None,
-            policy.max_additivity_error,
-            "pass" if error is not None and error <= policy.max_additivity_error else "fail",
-            "median relative error of the SHAP sums",
-        ),
+        *_explained(facts["explanation"], policy.explanation),
         _against_champion(comparison, policy.margin_to_champion),
     ]
 
@@ -114,6 +105,55 @@ def _at_least(name: str, value: dict[str, Any], minimum: Minimum) -> Gate:
     )
     verdict: Verdict = "fail" if missed else "pass" if asked else "not_applicable"
     return Gate(name, value["estimate"], value["low"], value["high"], minimum.estimate, verdict, f"test {name}: {reason}")
+
+
+def _explained(explanation: dict[str, Any], bounds: ExplanationBounds) -> list[Gate]:
+    """What the maps must be worth, as the explanation itself tells."""
+    overall, stages = explanation["summary"]["overall"], explanation["checks"]["randomisation"]["stages"]
+    additivity = {"estimate": explanation["additivity"]["median"], "low": None, "high": None}
+    return [
+        _bounded("additivity", additivity, "median relative error of the SHAP sums", most=bounds.max_additivity_error),
+        _on_lesion(explanation["summary"]["by_predicted"], bounds.min_on_lesion),
+        _bounded(
+            "insertion",
+            overall["insertion_over_random"],
+            "how much sooner the answer comes back in the map's order than in random order",
+            least=bounds.min_insertion_over_random,
+        ),
+        _bounded(
+            "randomisation",
+            stages[-1]["similarity"],
+            "rank correlation to the maps of the network with every kernel shuffled",
+            most=bounds.max_similarity_shuffled,
+        ),
+        _bounded(
+            "stability",
+            overall["stability"],
+            "rank correlation to the maps against another background",
+            least=bounds.min_stability,
+        ),
+    ]
+
+
+def _on_lesion(by_predicted: dict[str, Any], least: float | None) -> Gate:
+    """The class whose evidence lies least on the lesion, of those that enough lesions are taken for."""
+    known = {name: values["on_lesion"] for name, values in by_predicted.items() if values["on_lesion"]["low"] is not None}
+    if not known:
+        reason = "no class is predicted for enough of the explained lesions"
+        return Gate("explanation_on_lesion", None, None, None, least, "not_applicable", reason)
+    worst = min(known, key=lambda name: known[name]["estimate"])
+    text = f"of the {len(known)} classes that enough lesions are taken for, what speaks for {worst} lies least on the lesion"
+    missed = [name for name, value in known.items() if least is not None and value["estimate"] < least]
+    hint = f"; look at the maps of {', '.join(missed)} for an artefact" if missed else ""
+    return _bounded("on_lesion", known[worst], text + hint, least=least)
+
+
+def _bounded(name: str, value: dict[str, Any], text: str, *, least: float | None = None, most: float | None = None) -> Gate:
+    """A gate on an estimate of the explanation; one that is not known does not pass."""
+    asked, estimate = least if most is None else most, value["estimate"]
+    holds = estimate is not None and (estimate >= asked if most is None else estimate <= asked) if asked is not None else None
+    verdict: Verdict = "not_applicable" if holds is None else "pass" if holds else "fail"
+    return Gate(f"explanation_{name}", estimate, value["low"], value["high"], asked, verdict, text)
 
 
 def _against_champion(comparison: dict[str, Any] | None, margin: float) -> Gate:

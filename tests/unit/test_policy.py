@@ -9,6 +9,7 @@ from dermaflow.policy import policy_digest, read_policy
 from tests.sources import ROOT
 
 OURS = ROOT / "mlflow" / "policy.yaml"
+BOUNDS = yaml.safe_load(OURS.read_text())["explanation"]
 
 
 def write(folder, text=None, **changes):
@@ -67,7 +68,9 @@ def test_a_whole_number_is_a_number(tmp_path):
         ({"margin_to_champion": "0.02"}, "margin_to_champion", "valid number"),
         ({"margin_to_champion": -0.02}, "margin_to_champion", "greater than or equal to 0"),
         ({"margin_to_champion": float("nan")}, "margin_to_champion", "nan"),
-        ({"max_additivity_error": 0}, "max_additivity_error", "greater than 0"),
+        ({"explanation": BOUNDS | {"max_additivity_error": 0}}, "explanation.max_additivity_error", "greater than 0"),
+        ({"explanation": BOUNDS | {"min_on_lesion": 2}}, "explanation.min_on_lesion", "less than or equal to 1"),
+        ({"explanation": {"max_additivity_error": 0.05}}, "explanation.min_on_lesion", "required"),
         ({"version": 2}, "version", "less than or equal to 1"),
     ],
 )
@@ -78,7 +81,7 @@ def test_a_fault_is_told_with_its_field_and_what_is_allowed(tmp_path, changes, f
 
 
 def test_all_faults_are_told_at_once(tmp_path):
-    assert len(refusal(tmp_path, version=2, max_additivity_error=0, extra=1).splitlines()) == 3
+    assert len(refusal(tmp_path, version=2, margin_to_champion=-1, extra=1).splitlines()) == 3
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "yes\n"])
