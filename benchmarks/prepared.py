@@ -7,7 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dermaflow.artifacts import json_digest
 from dermaflow.params import Params
+from pipelines.code import code_digest
+
+# What the figures of a trained model come from: steps, and sections of the parameters.
+_STEPS = ("ingest", "balance", "segment", "split", "fold", "augment", "train", "evaluate")
+_SECTIONS = {"data", "segment", "split", "augment", "mixup", "train", "evaluate"}
+
+
+def made_by(params: Params) -> dict[str, Any]:
+    """Digests of parameters and code: figures of a model that was made by the same are not measured again."""
+    values = params.model_dump(mode="json", include=_SECTIONS)
+    return {"params": json_digest(values), "code": {step: code_digest(step) for step in _STEPS}}
 
 
 class Prepared:

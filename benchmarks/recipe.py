@@ -6,7 +6,9 @@ Named baseline: scikit-learn's LogisticRegression (C = 0.001, the best of 0.0003
 frozen features of the training images as they are, its logits less the logarithms of the classes' shares. Each step is trained
 by the pipeline's own steps on one split by lesion, and told with its 95 % intervals (bootstrap over lesions) and the paired
 difference to the step before; the last step also by more seeds. The test part is never looked at. What is trained is kept in
-`--out` (default: benchmarks/recipe, not in git), and an interrupted comparison goes on with the next model.
+`--out` (default: benchmarks/recipe, not in git), and what each model says of the validation images in `--told` (default:
+docs/evidence/recipe), under a digest of code and parameters: an interrupted comparison goes on with the next model. A step that
+changes only how a model answers is not trained again.
 """
 
 from __future__ import annotations
@@ -21,9 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from measured import ROOT, SHARED, peak_of_tree
-from prepared import Prepared
+from prepared import Prepared, made_by
 
-from dermaflow.lineage import git_state, machine
+from dermaflow.artifacts import file_digest, json_digest
+from dermaflow.lineage import machine
 from dermaflow.wording import in_words
 
 ARCHITECTURE, METRICS = "resnet50", ("balanced_accuracy", "auroc")
@@ -40,11 +43,18 @@ STEPS: dict[str, tuple[str, ...]] = {  # each adds to those before it; all of th
     "tuned from conv4_block4 on": ("train.fine_tune.blocks.resnet50=conv4_block4",),
     "four fixed views of each image": ("augment.feature_views=4",),
     "weights averaged": ("train.average=0.99",),
+    # From here on the model of the step before answers otherwise.
     "answers averaged over four flips": ("train.symmetries=4",),
     "logits shifted": ("train.adjustment=0.15",),
 }
 
 FIRST, *_, LAST = STEPS
+ANSWERING = ("train.symmetries", "train.adjustment")  # settings that a finished model answers by, not trained ones
+
+
+def digest(value: Any) -> str:
+    """The beginning of a JSON value's digest, as a name."""
+    return json_digest(value).removeprefix("sha256:")[:12]
 
 
 def settings_of(step: str) -> list[str]:
@@ -53,8 +63,8 @@ def settings_of(step: str) -> list[str]:
     return [setting for name in names[: names.index(step) + 1] for setting in STEPS[name]]
 
 
-def logistic(images: Prepared, params: Any) -> Any:
-    """The baseline's validation predictions."""
+def logistic(images: Prepared, trained: Path, params: Any) -> Any:
+    """The baseline's validation predictions, on the features that the first step's model was trained on."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
@@ -62,8 +72,7 @@ def logistic(images: Prepared, params: Any) -> Any:
     from components.train.material import gather
     from dermaflow.architectures import build_model, feature_extractor, load_backbone_weights
 
-    plan = images.folder / FIRST / "plan"
-    material = gather(images.dataset, images.splits, plan, images.masks, params.train)
+    material = gather(images.dataset, images.splits, trained / "plan", images.masks, params.train)
     data = material.dataset
     model = build_model(ARCHITECTURE, classes=len(data.classes), size=data.image_size, dropout=0, seed=0)
     load_backbone_weights(model, Path(params.train.weights_origin(ARCHITECTURE)))
@@ -76,13 +85,30 @@ def logistic(images: Prepared, params: Any) -> Any:
     return material.validation_table(fitted.decision_function((validation - mean) / scale) - np.log(material.train_shares))
 
 
-def compare(source: Path, weights: Path, folder: Path, seeds: int, extra: list[str]) -> dict[str, Any]:
-    """Train what is not in `folder` yet; the figures of each, and the spread over seeds of the last."""
+def answers(images: Prepared, trained: Path, params: Any) -> Any:
+    """What a trained model says of the validation images with other `symmetries` and `adjustment` than it was made with."""
+    import numpy as np
+
+    from components.train.material import gather
+    from components.train.stages import judged_images
+    from dermaflow import contracts
+    from dermaflow.architectures import symmetric
+    from dermaflow.predict import load_model
+
+    material = gather(images.dataset, images.splits, trained / "plan", images.masks, params.train)
+    model, _ = load_model(trained / "model")
+    averaged = symmetric(model, params.train.symmetries) if params.train.symmetries > 1 else model
+    table = material.validation_table(judged_images(averaged, material, material.validation_rows).logits())
+    tau = 0.0 if params.train.adjustment == "none" else params.train.adjustment
+    table[contracts.logit_columns(material.dataset.classes)] -= (tau * np.log(material.train_shares)).astype(np.float32)
+    return table
+
+
+def compare(source: Path, weights: Path, folder: Path, told: Path, seeds: int, extra: list[str]) -> dict[str, Any]:
+    """Train what is not in `told` yet; the figures of each, and the spread over seeds of the last."""
     import numpy as np
     import pandas as pd
 
-    from dermaflow import contracts
-    from dermaflow.artifacts import json_digest
     from dermaflow.dataset import Dataset
     from dermaflow.metrics import evaluate_predictions, paired_difference
     from dermaflow.params import load_params
@@ -91,23 +117,29 @@ def compare(source: Path, weights: Path, folder: Path, seeds: int, extra: list[s
         base = (f"data.source={source}", f"train.weights.{ARCHITECTURE}={weights}", *extra)
         return load_params("default", [*base, *settings], ROOT)
 
-    key = json_digest([str(source), str(weights), extra, git_state(ROOT)["commit"]]).removeprefix("sha256:")
-    images = Prepared(folder / key[:12], params())  # what other code, images or settings came to is not taken for this
+    images = Prepared(folder / digest(made_by(params())), params())  # what other code or settings came to is not taken for this
     how = {"bootstrap": images.params.evaluate.bootstrap, "seed": images.params.evaluate.seed}
     trials = [(step, settings_of(step)) for step in STEPS]
     trials += [(f"{LAST}, seed {seed}", [*settings_of(LAST), f"train.seed={seed}"]) for seed in range(1, seeds)]
+    given = (Dataset.open(images.dataset).content_digest, file_digest(weights))
     tables: dict[str, Any] = {}
     minutes: dict[str, float] = {}
+
+    def trained(settings: list[str]) -> Path:
+        plain = [each for each in settings if not each.startswith(ANSWERING)]
+        made = images.folder / digest(plain)
+        return made if (made / "history").exists() else images.model(made.name, ARCHITECTURE, params(*plain))[0]
+
     for name, settings in [trials[0], (BASELINE, settings_of(FIRST)), *trials[1:]]:
-        kept = images.folder / "told" / f"{name}.parquet"
+        from_what = made_by(load_params("default", [*extra, *settings], ROOT))  # of any machine: without paths
+        kept = told / f"{name} {digest([*given, from_what])}.parquet"
         if not kept.exists():
             print(f"{name} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
             if name == BASELINE:
-                table = logistic(images, params(*settings))
+                table = logistic(images, trained(settings), params(*settings))
             else:
-                history = images.model(name, ARCHITECTURE, params(*settings))[0] / "history"
-                table = pd.read_parquet(history / contracts.VALIDATION_FILE)
+                table = answers(images, trained(settings), params(*settings))
             kept.parent.mkdir(parents=True, exist_ok=True)
             table.attrs["minutes"] = (time.monotonic() - began) / 60
             table.to_parquet(kept, index=False)
@@ -140,12 +172,14 @@ def main() -> int:
     parser.add_argument("--weights", type=Path, required=True, help="ResNet50's 'notop' .h5 of keras.applications")
     parser.add_argument("--source", type=Path, default=SHARED / "data" / "ham10000", help="images in HAM10000's layout")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "recipe", help="where models are kept")
+    parser.add_argument("--told", type=Path, default=ROOT / "docs" / "evidence" / "recipe", help="where answers are kept")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of the last step")
     parser.add_argument("--set", action="append", default=[], dest="extra", metavar="KEY=VALUE", help="of every step")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     with peak_of_tree(os.getpid()) as peak:
-        told = compare(options.source.resolve(), options.weights.resolve(), options.out.resolve(), options.seeds, options.extra)
+        places = (path.resolve() for path in (options.source, options.weights, options.out, options.told))
+        told = compare(*places, options.seeds, options.extra)
         told["peak_anonymous_mib"] = round(peak(), 1)
     if options.json:
         print(json.dumps(told))

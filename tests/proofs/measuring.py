@@ -10,17 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from dermaflow.artifacts import json_digest
 from dermaflow.params import Params
-from pipelines.code import code_digest
 from tests.proofs.prove import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from prepared import Prepared
-
-# What the figures of a trained model come from: steps, and sections of the parameters.
-_STEPS = ("ingest", "balance", "segment", "split", "fold", "augment", "train", "evaluate")
-_SECTIONS = {"data", "segment", "split", "augment", "mixup", "train", "evaluate"}
+from prepared import Prepared, made_by
 
 __all__ = ["Prepared", "benchmark", "keep_evidence", "pytest_here", "stands", "timed"]
 
@@ -60,17 +54,11 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
 
 def stands(evidence: Path, params: Params) -> bool:
     """Whether a JSON file of evidence is there and was made by this code and these parameters, maybe in another session."""
-    return evidence.exists() and json.loads(evidence.read_text())["made_by"] == _made_by(params)
+    return evidence.exists() and json.loads(evidence.read_text())["made_by"] == made_by(params)
 
 
 def keep_evidence(evidence: Path, told: dict[str, Any], params: Params) -> None:
     """Write a JSON file of evidence under docs: what is told, the commit, and what it was made by."""
     evidence.parent.mkdir(parents=True, exist_ok=True)
-    whole = {"commit": os.environ["PROVED_COMMIT"], "made_by": _made_by(params), **told}
+    whole = {"commit": os.environ["PROVED_COMMIT"], "made_by": made_by(params), **told}
     evidence.write_text(json.dumps(whole, indent=2) + "\n")
-
-
-def _made_by(params: Params) -> dict[str, Any]:
-    """Digests of code and parameters. The parameters are those of any machine: without paths."""
-    values = params.model_dump(mode="json", include=_SECTIONS)
-    return {"params": json_digest(values), "code": {step: code_digest(step) for step in _STEPS}}
