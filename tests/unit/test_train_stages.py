@@ -365,6 +365,40 @@ def test_training_can_be_followed_in_mlflow_while_it_runs(prepared: Path, tmp_pa
     assert "history/curves.png" in [entry.path for entry in client.list_artifacts(info["run"], "history")]
 
 
+ENVIRONMENT_SET = """
+import os, sys, threading
+told = []
+def hear(event, given):
+    if event in ("os.putenv", "os.unsetenv") and (event == "os.unsetenv" or given[0].decode() not in os.environ):
+        told.append((given[0].decode(), threading.current_thread().name))
+sys.addaudithook(hear)
+from pathlib import Path
+from dermaflow.progress import step
+with step("train"):
+    from components.train.checkpoints import Checkpoints
+    from components.train.follow import Follower
+    from dermaflow.params import load_params
+    params, here = load_params("phantom", [], Path(sys.argv[1])), Path.cwd()
+    (here / "history").mkdir()
+    (here / "history" / "curves.png").write_bytes(b"picture")
+    with Follower(params.register_, "cnn", None, params.train, "key", Checkpoints(str(here / "state"), "key", 1)) as follower:
+        follower.epoch(1, {"loss": 1.0, "stage": "whole", "epoch": 1})
+        assert follower.run_id
+        follower.finish(here / "history")
+print([name for name, thread in told if thread != "MainThread"])
+"""
+
+
+def test_no_thread_adds_to_the_environment_while_tensorflow_reads_it(tmp_path: Path):
+    """setenv in one thread and getenv in another are a segmentation fault now and then: seen in a training."""
+    command = [sys.executable, "-c", ENVIRONMENT_SET, str(ROOT)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_a_registry_that_does_not_answer_does_not_end_the_training(prepared: Path, tmp_path: Path, capfd):
     (tmp_path / "a-file").touch()
     info = train_in(prepared, tmp_path, "resnet50", params(head_epochs=1), register=followed_in(tmp_path / "a-file"))
