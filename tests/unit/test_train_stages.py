@@ -22,7 +22,9 @@ from dermaflow.architectures import (
     feature_extractor,
     freeze_batch_norms,
     split_at,
+    summary,
 )
+from dermaflow.architectures import symmetric as symmetric_model
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.params import FineTuneParams, MixupParams, RegisterParams, load_params
@@ -48,6 +50,34 @@ def test_a_model_cut_before_any_block_is_the_same_model(architecture: str):
         np.testing.assert_array_equal(rest(prefix(images)).numpy(), feature_extractor(model)(images).numpy())
         assert len(tail.trainable_variables) > trained
         trained = len(tail.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "parts", "last"),
+    [
+        ("cnn", 72, ("conv1", "pool4", "flatten", "dense"), []),
+        ("resnet50", 72, ("conv1", "conv2_block1", "conv4_block4", "conv5_block3"), [2048]),
+        ("xception", 72, ("block1", "block13", "block14"), [2048]),
+    ],
+)
+def test_a_models_summary_counts_every_parameter_once_block_by_block(architecture, size, parts, last):
+    model = build_model(architecture, classes=7, size=size, dropout=0.2, seed=1)
+    for whole, times in ((model, 1), (symmetric_model(model, 2), 1)):
+        rows = summary(whole)
+        assert sum(row["parameters"] for row in rows) == model.count_params() * times
+        names = [row["part"] for row in rows]
+        assert set(parts) <= set(names)
+        assert len(names) < 45
+    by_part = {row["part"]: row for row in summary(model)}
+    assert by_part["logits"] == {
+        "part": "logits",
+        "kind": "Dense",
+        "output": [7],
+        "parameters": by_part["logits"]["parameters"],
+    }
+    if last:
+        assert by_part["dropout"]["output"] == last
+        assert "layers" in by_part[parts[-1]]["kind"]
 
 
 def test_tuning_from_a_block_changes_what_is_after_it_and_nothing_before(prepared: Path, tmp_path: Path):
