@@ -7,6 +7,7 @@ is built: to compile a pipeline the names are enough.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,6 +100,7 @@ class Architecture:
         return self.published is not None
 
 
+_BLOCK = re.compile(r"(?:conv|block|pool)\d+(?:_block\d+)?")  # how keras.applications begins the names of a block's layers
 BACKBONE = "backbone"
 NORMALISED = "normalised"  # what a backbone sees
 HEAD = "logits"
@@ -184,6 +186,44 @@ def symmetric(model: keras.Model, count: int) -> keras.Model:
         views.append(keras.ops.flip(view, axes) if axes else view)
     logits = keras.layers.Average(name="mean_logits")([model(view) for view in views])
     return keras.Model(images, logits, name=f"{model.name}_symmetric")
+
+
+def summary(model: keras.Model) -> list[dict[str, Any]]:
+    """What a model is made of, in the order of the forward pass; the layers of a backbone's block are one row.
+
+    Returns
+    -------
+    Of each row ``part`` (name of the layer or the block), ``kind`` (the layer's class; of a block what it is of, such as
+    "10 layers"), ``output`` (shape of one image's, None where it has several) and ``parameters``.
+    """
+    import keras
+
+    rows: list[dict[str, Any]] = []
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            rows += summary(layer) if layer.name != BACKBONE else _blocks(layer)
+        else:
+            rows.append(_row(layer.name, type(layer).__name__, [layer]))
+    return rows
+
+
+def _blocks(backbone: keras.Model) -> list[dict[str, Any]]:
+    """A row for each block; layers without a block's name, such as an unnamed addition, belong to the one before."""
+    blocks: list[tuple[str, list[Any]]] = []
+    for layer in backbone.layers:
+        named = _BLOCK.match(layer.name)
+        if not blocks or (named and named[0] != blocks[-1][0]):
+            blocks.append((named[0] if named else layer.name, []))
+        blocks[-1][1].append(layer)
+    return [
+        _row(name, f"{len(layers)} layers" if len(layers) > 1 else type(layers[0]).__name__, layers) for name, layers in blocks
+    ]
+
+
+def _row(part: str, kind: str, layers: list[Any]) -> dict[str, Any]:
+    shape = getattr(layers[-1].output, "shape", None)
+    parameters = sum(layer.count_params() for layer in layers)
+    return {"part": part, "kind": kind, "output": None if shape is None else list(shape[1:]), "parameters": parameters}
 
 
 def split_at(model: keras.Model, block: str) -> tuple[keras.Model, keras.Model, keras.Model]:

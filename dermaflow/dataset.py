@@ -2,7 +2,8 @@
 
 Files: `manifest.parquet`, `shard-00000.npy` ... (uint8 RGB [n, size, size, 3]), `truth-00000.npy` ... (expert masks as
 packed bits, uint8 [n, size, ceil(size / 8)], only where the source has masks), `signature-00000.npy` ... (what near
-duplicates are found by, [n, length]), `rejects.parquet`, `neighbours.parquet` and `dataset.json`.
+duplicates are found by, [n, length]), `rejects.parquet`, `rejects/<row>.jpg` (what can be seen of the first of them),
+`neighbours.parquet` and `dataset.json`.
 
 A dataset grows by whole shards: rows keep their places. A row of an image that was withdrawn stays in the manifest as a
 tombstone and is never drawn; a place whose image can not be used any more has no row.
@@ -29,6 +30,7 @@ pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps up to 60 MB of 
 Images = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64] | slice
 KIND = "dataset"
+GLIMPSES = "rejects"  # folder of `<row of rejects.parquet>.jpg`
 CLINICAL_COLUMNS = ("dx_type", "age", "sex", "localization")
 PROPERTIES = (
     *("brightness", "contrast", "sharpness", "entropy"),

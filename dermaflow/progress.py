@@ -15,8 +15,15 @@ from dermaflow.errors import DermaflowError
 
 MARK = "::dermaflow "
 # What the libraries of a step read when they are imported. TensorFlow uses oneDNN by itself only on processors with
-# AVX512-VNNI or newer; with AVX2 alone, training is up to 2.6 times as fast with it (docs/design.md).
-ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "1", "GX_ANALYTICS_ENABLED": "False"}
+# AVX512-VNNI or newer; with AVX2 alone, training is up to 2.6 times as fast with it (docs/design.md). Great Expectations and
+# MLflow would tell their makers of each use: a hospital's data platform tells nobody.
+ENVIRONMENT = {
+    "TF_CPP_MIN_LOG_LEVEL": "2",
+    "TF_ENABLE_ONEDNN_OPTS": "1",
+    "GX_ANALYTICS_ENABLED": "False",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # a line for each file of a model otherwise
+}
 _SECONDS_BETWEEN_LINES = 1.0
 _last_told = {"at": 0.0}
 _listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -60,6 +67,16 @@ def parse(line: str) -> dict[str, Any] | None:
     return event
 
 
+def set_environment() -> None:
+    """Set ENVIRONMENT, as far as it is not set: before libraries are imported, and before there is a second thread.
+
+    What one thread adds to the environment ends another that reads it by a segmentation fault now and then: the C library does
+    not guard it.
+    """
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+
+
 @contextmanager
 def step(name: str) -> Iterator[None]:
     """Around a step's work: an error meant for people ends the process with one message and its exit code.
@@ -68,8 +85,7 @@ def step(name: str) -> Iterator[None]:
     start of its process, and its peak memory.
     """
     started = time.monotonic()
-    for variable, value in ENVIRONMENT.items():
-        os.environ.setdefault(variable, value)
+    set_environment()
     try:
         yield
         peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024  # Linux counts in KiB

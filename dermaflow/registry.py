@@ -24,6 +24,11 @@ EVIDENCE_FOLDER = "evidence"
 SQLITE = "sqlite:///"
 
 
+def announce(tracking_uri: str) -> None:
+    """Set what MLflow adds to the environment when it is told of a registry: before a thread is started that connects."""
+    os.environ.update(dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"), tracking_uri))
+
+
 def connect(tracking_uri: str) -> MlflowClient:
     """A client of the registry at `tracking_uri`; a SQLite file is made where there is none.
 
@@ -35,7 +40,6 @@ def connect(tracking_uri: str) -> MlflowClient:
     import mlflow
     from mlflow.exceptions import MlflowException
 
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # a line for each file of a model otherwise
     if tracking_uri.startswith(SQLITE):
         _make_database(Path(tracking_uri.removeprefix(SQLITE)), tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)

@@ -17,7 +17,7 @@ import typer
 
 from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
-from dermaflow.progress import told_to
+from dermaflow.progress import set_environment, told_to
 from pipelines import show
 
 app = typer.Typer(
@@ -329,6 +329,7 @@ def report(
 
 def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
+    set_environment()
     try:
         result: Any = app(standalone_mode=False)
     except DermaflowError as error:

@@ -14,11 +14,11 @@ from components import GATES
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
-from dermaflow.dataset import Dataset
+from dermaflow.dataset import GLIMPSES, Dataset
 from dermaflow.figures import SUBGROUPS
 from dermaflow.progress import parse
 from pipelines.local import LOG, REQUEST, TASKS
-from pipelines.report_pictures import Picture, Sample, embed, sample
+from pipelines.report_pictures import Picture, Sample, embed, photograph, sample
 from pipelines.results import artifact
 
 REJECTS_LISTED = 20
@@ -216,7 +216,10 @@ def _rejects(dataset: Dataset | None) -> Info | None:
     return {
         "total": len(dataset.rejects),
         "reasons": {str(reason): int(count) for reason, count in counts.items()},
-        "rows": dataset.rejects.head(REJECTS_LISTED).astype(str).to_dict("records"),
+        "rows": [
+            {**row, "picture": photograph(dataset.artifact.path / GLIMPSES / f"{place}.jpg")}
+            for place, row in enumerate(dataset.rejects.head(REJECTS_LISTED).astype(str).to_dict("records"))
+        ],
     }
 
 

@@ -54,6 +54,14 @@ def embed(path: Path) -> Picture | None:
     return _picture(photograph, "jpeg", image)
 
 
+def photograph(path: Path) -> Picture | None:
+    """A JPEG of an artifact, as it is; None where there is none."""
+    if not path.is_file():
+        return None
+    with Image.open(path) as opened:
+        return _picture(path.read_bytes(), "jpeg", opened)
+
+
 def sample(dataset: Dataset, split_of: dict[str, str], seed: int) -> dict[str, list[Sample]]:
     """Up to SAMPLES_PER_CLASS images of each class, in the order of a hash of (seed, image id).
 

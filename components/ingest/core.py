@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from components.ingest import neighbours, properties
 from components.ingest.decode import DECODER, INTERPOLATION, RejectedError
 from components.ingest.entries import Entries, among
+from components.ingest.glimpse import write_glimpses
 from components.ingest.shards import Job, Written, new_shards, write_shards
 from components.ingest.source import REJECT_COLUMNS, Entry, Source, open_source
 from components.ingest.store import link_file, open_store
@@ -96,6 +97,7 @@ def ingest(params: DataParams, target: Path, state: Path | None = None) -> dict[
             files |= _gather_shards(written, work, earlier, folder)
             _manifest(source, changes, written).to_parquet(folder / "manifest.parquet", index=False)
             rejects.to_parquet(folder / "rejects.parquet", index=False)
+            write_glimpses(rejects, source, params.max_pixels, folder)
             pa.default_memory_pool().release_unused()  # the manifest was made of many small tables
             info = _describe(source, read_manifest(folder, (*_CONTENT, "parent_id", "withdrawn")), rejects, params, files)
             pa.default_memory_pool().release_unused()  # and so was the digest of its content

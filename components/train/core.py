@@ -28,6 +28,7 @@ from dermaflow.architectures import (
     build_model,
     freeze_batch_norms,
     load_backbone_weights,
+    summary,
     symmetric,
 )
 from dermaflow.artifacts import json_digest, new_artifact, write_json
@@ -297,6 +298,7 @@ def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str, vali
         "input": "float32 [n, size, size, channels], RGB in 0..255; normalisation is inside the model",
         "output": "logits, float32 [n, classes]",
         "parameters": model.count_params(),
+        "layers": summary(model),
         "weights": {"origin": Path(weights.origin).name, "digest": weights.digest},
         "weights_digest": weights_digest(model),
         "temperature": fit_temperature(logits, material.validation_labels),

@@ -17,6 +17,7 @@ from components.train.checkpoints import Checkpoints
 from dermaflow.errors import InterruptedWorkError
 from dermaflow.params import RegisterParams, TrainParams
 from dermaflow.progress import tell
+from dermaflow.registry import announce, connect, experiment_id
 
 EXPERIMENT = "{}-training"  # of the trainings, beside the experiment of the registered models
 SAMPLED_EVERY = 10  # seconds between two looks at processor, memory, disk and GPU
@@ -49,6 +50,7 @@ class Follower:
 
     def __enter__(self) -> Self:
         if self._register is not None:
+            announce(self._register.tracking_uri)
             self._thread.start()
         return self
 
@@ -85,8 +87,6 @@ class Follower:
     def _follow(self) -> None:
         from mlflow.entities import Metric, Param
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
-
-        from dermaflow.registry import connect, experiment_id
 
         assert self._register is not None, "without a registry the thread is not started"
         uri = self._register.tracking_uri

@@ -245,7 +245,13 @@ def test_rejects_and_failing_rows_are_listed(run: Path):
         "rows": [{"image_id": "img7", "lesion_id": "les7", "label": "wart"}],
     }
     write(path, {**report, "success": False, "blocking": ["the label"], "rules": [rule, *report["rules"]]})
-    text = read(run)[1].text
+    seen = run / "ingest/dataset/rejects/3.jpg"
+    seen.parent.mkdir()
+    Image.new("RGB", (120, 90), "red").save(seen)
+    page = read(run)[1]
+    text = page.text
+    shown = [picture for picture in page.all("img") if "rejected image" in picture["alt"]]
+    assert [(picture["width"], picture["height"]) for picture in shown] == [("120", "90")]
     assert "30 images: truncated 30" in text
     assert "the first 20" in text
     assert "cut off after 12 bytes" in text

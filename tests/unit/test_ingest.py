@@ -10,10 +10,11 @@ import pytest
 
 from components.ingest import core
 from components.ingest.core import ingest
+from components.ingest.glimpse import glimpse
 from components.ingest.source import REJECT_COLUMNS, open_source
 from dermaflow.artifacts import changed_files, file_digest
 from dermaflow.classes import HAM10000_CLASSES
-from dermaflow.dataset import MANIFEST_COLUMNS, Dataset
+from dermaflow.dataset import GLIMPSES, MANIFEST_COLUMNS, Dataset
 from dermaflow.errors import InputError
 from dermaflow.params import Subset
 from tests.sources import METADATA_FILE, SIZE, SourceFolder, data_params, draw_source
@@ -232,6 +233,27 @@ def test_an_unusable_image_is_quarantined_with_its_reason(spoilt, reason):
     assert (source.path / entry["uri"]).is_file()
     assert done[reason] in entry["uri"] + entry["detail"]
     assert done[reason] not in set(opened.manifest["image_id"])
+
+
+def test_of_what_was_refused_one_sees_what_can_be_read(spoilt):
+    """By the row of rejects.parquet; a file that was cut off shows its beginning, one without a picture nothing."""
+    _, _, opened = spoilt
+    pictures = {path.name: cv2.imread(str(path)) for path in (opened.artifact.path / GLIMPSES).iterdir()}
+    shown = {opened.rejects["reason"].iloc[int(name.removesuffix(".jpg"))] for name in pictures}
+    assert "truncated" in shown
+    assert not shown & {"empty", "missing", "unsupported", "too_large"}
+    assert all(max(picture.shape) <= 160 and picture.std() > 2 for picture in pictures.values())
+
+
+@pytest.mark.parametrize("data", [b"", b"no picture", b"\x89PNG\r\n\x1a\n" + bytes(40), b"\xff\xd8\xff\xe0" + bytes(99)])
+def test_a_file_without_a_picture_shows_nothing(data):
+    assert glimpse(data, 10**6) is None
+
+
+def test_no_picture_larger_than_allowed_is_opened_for_a_glimpse(source):
+    data = source.image(source.ids("nv")[0]).read_bytes()
+    assert glimpse(data, 10**7) is not None
+    assert glimpse(data, 1024) is None
 
 
 def test_what_is_not_quarantined_is_whole(spoilt, dataset):

@@ -22,7 +22,9 @@ from dermaflow.architectures import (
     feature_extractor,
     freeze_batch_norms,
     split_at,
+    summary,
 )
+from dermaflow.architectures import symmetric as symmetric_model
 from dermaflow.classes import HAM10000_CLASSES
 from dermaflow.errors import InputError
 from dermaflow.params import FineTuneParams, MixupParams, RegisterParams, load_params
@@ -48,6 +50,34 @@ def test_a_model_cut_before_any_block_is_the_same_model(architecture: str):
         np.testing.assert_array_equal(rest(prefix(images)).numpy(), feature_extractor(model)(images).numpy())
         assert len(tail.trainable_variables) > trained
         trained = len(tail.trainable_variables)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "size", "parts", "last"),
+    [
+        ("cnn", 72, ("conv1", "pool4", "flatten", "dense"), []),
+        ("resnet50", 72, ("conv1", "conv2_block1", "conv4_block4", "conv5_block3"), [2048]),
+        ("xception", 72, ("block1", "block13", "block14"), [2048]),
+    ],
+)
+def test_a_models_summary_counts_every_parameter_once_block_by_block(architecture, size, parts, last):
+    model = build_model(architecture, classes=7, size=size, dropout=0.2, seed=1)
+    for whole, times in ((model, 1), (symmetric_model(model, 2), 1)):
+        rows = summary(whole)
+        assert sum(row["parameters"] for row in rows) == model.count_params() * times
+        names = [row["part"] for row in rows]
+        assert set(parts) <= set(names)
+        assert len(names) < 45
+    by_part = {row["part"]: row for row in summary(model)}
+    assert by_part["logits"] == {
+        "part": "logits",
+        "kind": "Dense",
+        "output": [7],
+        "parameters": by_part["logits"]["parameters"],
+    }
+    if last:
+        assert by_part["dropout"]["output"] == last
+        assert "layers" in by_part[parts[-1]]["kind"]
 
 
 def test_tuning_from_a_block_changes_what_is_after_it_and_nothing_before(prepared: Path, tmp_path: Path):
@@ -363,6 +393,40 @@ def test_training_can_be_followed_in_mlflow_while_it_runs(prepared: Path, tmp_pa
         assert [point.step for point in told] == [1, 2, 3]
         np.testing.assert_allclose([point.value for point in told], history[name])
     assert "history/curves.png" in [entry.path for entry in client.list_artifacts(info["run"], "history")]
+
+
+ENVIRONMENT_SET = """
+import os, sys, threading
+told = []
+def hear(event, given):
+    if event in ("os.putenv", "os.unsetenv") and (event == "os.unsetenv" or given[0].decode() not in os.environ):
+        told.append((given[0].decode(), threading.current_thread().name))
+sys.addaudithook(hear)
+from pathlib import Path
+from dermaflow.progress import step
+with step("train"):
+    from components.train.checkpoints import Checkpoints
+    from components.train.follow import Follower
+    from dermaflow.params import load_params
+    params, here = load_params("phantom", [], Path(sys.argv[1])), Path.cwd()
+    (here / "history").mkdir()
+    (here / "history" / "curves.png").write_bytes(b"picture")
+    with Follower(params.register_, "cnn", None, params.train, "key", Checkpoints(str(here / "state"), "key", 1)) as follower:
+        follower.epoch(1, {"loss": 1.0, "stage": "whole", "epoch": 1})
+        assert follower.run_id
+        follower.finish(here / "history")
+print([name for name, thread in told if thread != "MainThread"])
+"""
+
+
+def test_no_thread_adds_to_the_environment_while_tensorflow_reads_it(tmp_path: Path):
+    """setenv in one thread and getenv in another are a segmentation fault now and then: seen in a training."""
+    command = [sys.executable, "-c", ENVIRONMENT_SET, str(ROOT)]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_a_registry_that_does_not_answer_does_not_end_the_training(prepared: Path, tmp_path: Path, capfd):

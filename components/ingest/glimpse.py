@@ -1,0 +1,64 @@
+"""What can be seen of an image that was refused: a small picture for the person who is to mend the source."""
+
+from __future__ import annotations
+
+import io
+import warnings
+import zlib
+from pathlib import Path
+
+import pandas as pd
+from PIL import Image, ImageFile
+
+from components.ingest.decode import RejectedError
+from components.ingest.source import Source
+from dermaflow.dataset import GLIMPSES
+
+SIDE, QUALITY = 160, 85  # px
+MOST = 20  # pictures, of the first rejects that have one: a person looks at so many
+_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError)
+
+
+def write_glimpses(rejects: pd.DataFrame, source: Source, max_pixels: int, folder: Path) -> None:
+    """Write `<row of rejects>.jpg` for the first MOST rejects whose file can be read at all, into a folder of the Dataset.
+
+    Parameters
+    ----------
+    rejects: as rejects.parquet has them.
+    """
+    images = source.images.find([image_id for image_id in rejects["image_id"] if image_id])
+    uris = {entry.uri: entry for entry in images.values()}
+    made = 0
+    for row, uri in enumerate(rejects["uri"]):
+        if made == MOST or uri not in uris:
+            continue
+        try:
+            picture = glimpse(bytes(source.read(uris[uri])), max_pixels)
+        except RejectedError:
+            continue
+        if picture is not None:
+            (folder / GLIMPSES).mkdir(exist_ok=True)
+            (folder / GLIMPSES / f"{row}.jpg").write_bytes(picture)
+            made += 1
+
+
+def glimpse(data: bytes, max_pixels: int) -> bytes | None:
+    """An image file's picture as a JPEG of at most SIDE pixels a side, as far as it can be read; None where it can not.
+
+    What is missing of a file that was cut off is grey. Nothing of more than `max_pixels` is decoded.
+    """
+    patient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+            if image.width * image.height > max_pixels:
+                return None
+            image.draft("RGB", (SIDE, SIDE))  # a JPEG is scaled by halves while it is decoded
+            small = image.convert("RGB")
+            small.thumbnail((SIDE, SIDE))
+    except _UNREADABLE:
+        return None
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = patient
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=QUALITY)
+    return out.getvalue()
