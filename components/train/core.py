@@ -75,7 +75,7 @@ class _Trained:
 
     @property
     def kept_epochs(self) -> list[int]:
-        """Whose weights are kept, counted over all stages: of the last stage, or each member; of the first where none beat it."""
+        """Whose weights are kept, counted over all stages: of the last stage or each member, or the first if none beat it."""
         before, kept = 0, list[int]()
         for _, state in self.stages:
             kept.append(before + state.best_epoch if state.best_epoch else kept[0])
