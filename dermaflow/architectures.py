@@ -8,7 +8,7 @@ is built: to compile a pipeline the names are enough.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -169,6 +169,29 @@ def feature_extractor(model: keras.Model) -> keras.Model:
     return keras.Model(model.input, model.get_layer("dropout").input, name=f"{model.name}_features")
 
 
+def ensemble(members: Sequence[keras.Model], block: str) -> keras.Model:
+    """A model that answers with the mean of the logits of several, which differ from a block on and share what is before it.
+
+    A deep ensemble (Lakshminarayanan, Pritzel and Blundell, NeurIPS 2017) on a shared trunk (Lee et al., 2015, "TreeNets"):
+    the trunk is computed once. It shares the members' weights; the trunk is the first one's.
+    """
+    import keras
+
+    trunk, _, _ = split_at(members[0], block)
+    images = keras.Input(members[0].input_shape[1:], name="images", dtype="float32")
+    seen, answers = trunk(images), []
+    for number, member in enumerate(members, start=1):
+        _, _, tail = split_at(member, block)
+        answers.append(keras.Model(tail.input, tail.output, name=f"member_{number}")(seen))
+    logits = keras.layers.Average(name="mean_of_members")(answers)
+    return keras.Model(images, logits, name=members[0].name)
+
+
+def heads(model: keras.Model) -> list[keras.layers.Dense]:
+    """The layers that give a model's logits: one, or one of each member of an ensemble."""
+    return [layer for layer in model._flatten_layers() if layer.name == HEAD]  # noqa: SLF001 - `layers` does not enter nested models
+
+
 def symmetric(model: keras.Model, count: int) -> keras.Model:
     """A model that answers with the mean of another's logits over the first `count` of a square's eight symmetries.
 
@@ -201,10 +224,14 @@ def summary(model: keras.Model) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            rows += summary(layer) if layer.name != BACKBONE else _blocks(layer)
+            rows += summary(layer) if heads(layer) or not _of_blocks(layer) else _blocks(layer)
         else:
             rows.append(_row(layer.name, type(layer).__name__, [layer]))
     return rows
+
+
+def _of_blocks(model: keras.Model) -> bool:
+    return any(_BLOCK.match(layer.name) for layer in model.layers)
 
 
 def _blocks(backbone: keras.Model) -> list[dict[str, Any]]:

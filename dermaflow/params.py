@@ -217,6 +217,7 @@ class FineTuneParams(Section):
 
     blocks: dict[ArchitectureName, Annotated[str, Field(min_length=1)]]
     epochs: Annotated[int, Field(ge=1, le=1000)]
+    members: Annotated[int, Field(ge=1, le=8)]
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     warm_up: Share
 

@@ -328,7 +328,7 @@ def tuning(result: dict[str, Any]) -> None:
             ", ".join(f"{key.removeprefix('train.')}={value}" for key, value in trial["settings"].items()),
             in_words(trial[result["metric"]]),
             "best" if trial["difference"] is None else in_words(trial["difference"]),
-            f"{trial['best_epoch']} of {trial['epochs']}",
+            f"{', '.join(map(str, trial['kept_epochs']))} of {trial['epochs']}",
             f"{trial['seconds']:.0f}",
             trial["experiment"],
         )

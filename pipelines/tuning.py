@@ -43,7 +43,7 @@ def tune(architecture: str, grid: Sequence[str], on_trial: Callable[[int, int, s
     Returns
     -------
     architecture, metric, trials (best first): settings, balanced_accuracy (estimate, low, high), difference to the best
-    trial with its paired interval (None for the best), epochs, best_epoch, mlflow_run, experiment; and `best`, the best
+    trial with its paired interval (None for the best), epochs, kept_epochs, mlflow_run, experiment; and `best`, the best
     one's settings.
 
     Raises
@@ -132,7 +132,7 @@ def _run(architecture: str, settings: Trial, params: Params) -> dict[str, Any]:
         "validation": pd.read_parquet(folder / "history" / contracts.VALIDATION_FILE),
         "classes": model["classes"],
         "epochs": len(history["epochs"]),
-        "best_epoch": history["best_epoch"],
+        "kept_epochs": history["kept_epochs"],
         "seconds": sum(row["seconds"] for row in history["epochs"]),
         "mlflow_run": model["run"],
         "experiment": name,

@@ -12,17 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dermaflow.architectures import heads
+
 if TYPE_CHECKING:
     import keras
 
-STAGES = 5  # the head first; the layers below it in equal parts
+STAGES = 5  # the head first (of each member of an ensemble); the layers below it in equal parts
 
 
 def stages(model: keras.Model) -> list[list[Any]]:
     """The kernels of a model (weights of more than one axis) in the order in which they are randomised, in STAGES parts."""
-    head, *below = [weight for weight in model.weights if len(weight.shape) > 1][::-1]
+    kernels = [weight for weight in model.weights if len(weight.shape) > 1][::-1]
+    first = [head.kernel for head in heads(model)] or kernels[:1]
+    known = {id(kernel) for kernel in first}
+    below = [kernel for kernel in kernels if id(kernel) not in known]
     parts = np.array_split(np.arange(len(below)), STAGES - 1)
-    return [[head], *([below[place] for place in part] for part in parts)]
+    return [first, *([below[place] for place in part] for part in parts)]
 
 
 @contextmanager

@@ -138,7 +138,7 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
                 "classes",
                 "input",
                 "output",
-                *("best_epoch", "epochs", "dropout", "learning_rate", "tuned_from", "temperature"),
+                *("kept_epochs", "epochs", "dropout", "learning_rate", "tuned_from", "temperature"),
                 *("mixup_space", "device", "environment", "training_key", "run"),
             )
         },

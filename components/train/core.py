@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -23,10 +24,11 @@ from components.train.recipe import Recipe
 from dermaflow import contracts, places
 from dermaflow.architectures import (
     ARCHITECTURES,
-    HEAD,
     WHOLE,
     build_model,
+    ensemble,
     freeze_batch_norms,
+    heads,
     load_backbone_weights,
     summary,
     symmetric,
@@ -72,13 +74,13 @@ class _Trained:
         return rows.assign(epoch=np.arange(1, len(rows) + 1))
 
     @property
-    def best_epoch(self) -> int:
-        """Whose weights are kept, counted over all stages: of the last stage, unless it never beat the one before."""
-        before = best = 0
+    def kept_epochs(self) -> list[int]:
+        """Whose weights are kept, counted over all stages: of the last stage or each member, or the first if none beat it."""
+        before, kept = 0, list[int]()
         for _, state in self.stages:
-            best = before + state.best_epoch if state.best_epoch else best
+            kept.append(before + state.best_epoch if state.best_epoch else kept[0])
             before += state.epoch
-        return best
+        return kept[1:] or kept
 
 
 def train(
@@ -162,6 +164,7 @@ class _Work:
         self.block = material.params.block_of(architecture)
         self._cache, self._checkpoints, self._on_epoch = cache, checkpoints, on_epoch
         self._model = self._built(device.precision)
+        self._members: list[list[Any]] = []  # weights of the model as each member was tuned
         if weights.path is not None:
             load_backbone_weights(self._model, weights.path)
 
@@ -191,21 +194,28 @@ class _Work:
         if self.block is None:
             return _Trained([first])
         freeze_batch_norms(model)
-        stage = self._timed(blocks.stage) if blocks else stages.whole(model, material)
-        return _Trained([first, self._fit(stage, recipe.of_fine_tuning(params, **given), first[1])])
+        begin, done = model.get_weights(), [first]
+        for number in range(params.fine_tune.members if blocks else 1):
+            model.set_weights(begin)
+            stage = self._timed(partial(blocks.stage, number)) if blocks else stages.whole(model, material)
+            done.append(self._fit(stage, recipe.of_fine_tuning(params, **given), *done))
+            self._members.append(model.get_weights())
+        return _Trained(done)
 
     def finished(self) -> keras.Model:
         """The trained model, in float32 whatever it was trained in."""
         if self.device.precision == "float32" and not self.block:
             return self._model
-        model = self._built("float32")
-        model.set_weights(self._model.get_weights())
-        return model
+        models = []
+        for weights in self._members or [self._model.get_weights()]:
+            models.append(self._built("float32"))
+            models[-1].set_weights(weights)
+        return models[0] if len(models) == 1 else ensemble(models, str(self.block))
 
-    def _fit(self, stage: Stage, how: Recipe, before: State | None = None) -> tuple[str, State]:
-        """Train a stage; after another one it begins at that one's best, which `stage.model` carries."""
-        earlier = None if before is None else State(score=before.score, best=stage.model.get_weights())
-        passed = 0 if before is None else before.epoch
+    def _fit(self, stage: Stage, how: Recipe, *done: tuple[str, State]) -> tuple[str, State]:
+        """Train a stage; after the first one it begins at that one's best, which `stage.model` carries."""
+        earlier = State(score=done[0][1].score, best=stage.model.get_weights()) if done else None
+        passed = sum(state.epoch for _, state in done)
 
         def on_epoch(row: dict[str, Any]) -> None:
             self._on_epoch(passed + row["epoch"], row)
@@ -257,8 +267,9 @@ def _adjust(model: keras.Model, material: Material, validation: pd.DataFrame) ->
     if not isinstance(tau, float):
         tau = fit_adjustment(validation[columns].to_numpy(), material.validation_labels, shares)
     shift = (-tau * np.log(shares)).astype(np.float32)
-    kernel, bias = model.get_layer(HEAD).get_weights()
-    model.get_layer(HEAD).set_weights([kernel, bias + shift])
+    for head in heads(model):
+        kernel, bias = head.get_weights()
+        head.set_weights([kernel, bias + shift])
     validation[columns] += shift
     return tau
 
@@ -309,7 +320,7 @@ def _describe(model: keras.Model, work: _Work, trained: _Trained, key: str, vali
         "params": params.model_dump(mode="json"),
         "dropout": params.dropout_of(work.architecture),
         "learning_rate": params.learning_rate_of(work.architecture),
-        "best_epoch": trained.best_epoch,
+        "kept_epochs": trained.kept_epochs,
         "epochs": len(trained.history),
         "training_key": key,
         "device": work.device.told,
@@ -333,12 +344,12 @@ def _write_history(trained: _Trained, validation: pd.DataFrame, work: _Work, tar
     with new_artifact(target, contracts.HISTORY) as folder:
         history.to_parquet(folder / "history.parquet", index=False)
         validation.to_parquet(folder / contracts.VALIDATION_FILE, index=False)
-        draw_curves(history, trained.best_epoch, ARCHITECTURES[architecture].title, folder / "curves.png")
+        draw_curves(history, trained.kept_epochs, ARCHITECTURES[architecture].title, folder / "curves.png")
         write_json(
             folder / "history.json",
             {
                 "architecture": architecture,
-                "best_epoch": trained.best_epoch,
+                "kept_epochs": trained.kept_epochs,
                 "feature_seconds": round(work.feature_seconds, 3),
                 "epochs": history.to_dict("records"),
             },

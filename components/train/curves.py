@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -9,8 +10,8 @@ import pandas as pd
 TRAIN, VALIDATION, RATE = "#0072b2", "#d55e00", "#009e73"
 
 
-def draw_curves(history: pd.DataFrame, best_epoch: int, title: str, path: Path) -> None:
-    """Draw loss, balanced accuracy and learning rate per epoch; a line stands where a stage ends, one at the kept epoch.
+def draw_curves(history: pd.DataFrame, kept_epochs: Sequence[int], title: str, path: Path) -> None:
+    """Draw loss, balanced accuracy and learning rate per epoch; a line stands where a stage ends, and at the kept epochs.
 
     Train and validation are both of clean images, so that they can be compared; the loss of the training step itself, on
     augmented and mixed images, is drawn thin.
@@ -38,7 +39,8 @@ def draw_curves(history: pd.DataFrame, best_epoch: int, title: str, path: Path) 
             axis.text(
                 end + 0.5, 0.97, " next stage", transform=axis.get_xaxis_transform(), va="top", fontsize=7, color="#555555"
             )
-        axis.axvline(best_epoch, color="#666666", linestyle="--", linewidth=1, label=f"kept: epoch {best_epoch}")
+        for epoch in kept_epochs:
+            axis.axvline(epoch, color="#666666", linestyle="--", linewidth=1, label=f"kept: epoch {epoch}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
         axis.xaxis.get_major_locator().set_params(integer=True)

@@ -171,8 +171,8 @@ class Blocks:
             rest, material, cache, name=f"{model.name} from {block}", precision=precision, source=self._features
         )
 
-    def stage(self) -> Stage:
-        """The blocks and the head.
+    def stage(self, member: int = 0) -> Stage:
+        """The blocks and the head; of each member of an ensemble with draws of its own.
 
         An epoch moves the features as it would move the images (turns, flips, scale; colours stay those of the plan's views):
         more than the plan's views are seen, at no forward pass. MixUp mixes them: Manifold MixUp (Verma et al., ICML 2019).
@@ -184,7 +184,10 @@ class Blocks:
         prepared = _mixed_features(
             material, lambda rows, view: stored.take(rows * views + view), views, as_maps=material.augment.changes
         )
-        return _over_draws(BLOCK_STAGE, self._tail, material, prepared, lambda rows: features.clean(rows).take)
+        prepare, batches = prepared
+        name, passed = f"{BLOCK_STAGE}-{member + 1}" if member else BLOCK_STAGE, member * material.params.fine_tune.epochs
+        own = prepare, lambda epoch, first=0: batches(epoch + passed, first)
+        return _over_draws(name, self._tail, material, own, lambda rows: features.clean(rows).take)
 
 
 def _over_draws(

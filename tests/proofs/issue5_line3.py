@@ -59,7 +59,7 @@ def model(name: str, images: Prepared) -> tuple[Path, dict[str, Any]]:
     evaluate(images.dataset, splits, images.masks, here / "model", images.params.evaluate, here / "evaluation")
     features = read_json(here / "history/history.json")["feature_seconds"]
     told = {"minutes": (time.monotonic() - started) / 60, "feature_minutes": features / 60}
-    facts = ("weights_digest", "adjustment", "temperature", "best_epoch", "epochs", "device", "environment")
+    facts = ("weights_digest", "adjustment", "temperature", "kept_epochs", "epochs", "device", "environment")
     return here / "evaluation", told | {fact: info[fact] for fact in facts}
 
 

@@ -35,7 +35,13 @@ from tests.workspace import ROOT
 
 def tuned(architecture: str, block: str, **changes):
     """Parameters that tune from a block on, one epoch of each stage unless said otherwise."""
-    stage = FineTuneParams(blocks={architecture: block}, epochs=changes.pop("tune_epochs", 1), learning_rate=1e-4, warm_up=0.1)
+    stage = FineTuneParams(
+        blocks={architecture: block},
+        epochs=changes.pop("tune_epochs", 1),
+        members=changes.pop("members", 1),
+        learning_rate=1e-4,
+        warm_up=0.1,
+    )
     return params(**{"epochs": 1, "head_epochs": 1, "fine_tune": stage, **changes})
 
 
@@ -90,7 +96,7 @@ def test_tuning_from_a_block_changes_what_is_after_it_and_nothing_before(prepare
     history = pd.read_parquet(tmp_path / "history/history.parquet")
     assert list(history["stage"]) == ["head", "blocks"]
     assert list(history["epoch"]) == [1, 2]
-    assert info["best_epoch"] in (1, 2)
+    assert info["kept_epochs"] in ([1], [2])
     before = build_model("resnet50", classes=7, size=72, dropout=0.2, seed=params().seed).get_layer(BACKBONE)
     after = keras.saving.load_model(tmp_path / "model/model.keras").get_layer(BACKBONE)
     changed = {
@@ -98,8 +104,37 @@ def test_tuning_from_a_block_changes_what_is_after_it_and_nothing_before(prepare
         for old, new in zip(before.layers, after.layers, strict=True)
         if any((np.asarray(a) != np.asarray(b)).any() for a, b in zip(old.weights, new.weights, strict=True))
     }
-    kept_head = info["best_epoch"] == 1
+    kept_head = info["kept_epochs"][-1] == 1
     assert changed == (set() if kept_head else {f"conv5_block3_{number}_conv" for number in (1, 2, 3)})
+
+
+def test_members_are_tuned_apart_and_the_model_answers_with_their_mean(prepared: Path, tmp_path: Path):
+    """They share the layers before the block, begin alike and see other draws; one model is saved, loaded and judged."""
+    import keras
+
+    from dermaflow.dataset import Dataset
+
+    info = train_in(
+        prepared, tmp_path, "resnet50", tuned("resnet50", "conv5_block3", members=2, tune_epochs=2, monitor="auroc")
+    )
+    history = pd.read_parquet(tmp_path / "history/history.parquet")
+    assert list(history["stage"]) == ["head", "blocks", "blocks", "blocks-2", "blocks-2"]
+    assert list(history["epoch"]) == [1, 2, 3, 4, 5]
+    assert len(info["kept_epochs"]) == 2
+    own = build_model("resnet50", classes=7, size=72, dropout=0.2, seed=params().seed)
+    tail = split_at(own, "conv5_block3")[2]
+    assert info["parameters"] == own.count_params() + tail.count_params()
+    assert sum(row["parameters"] for row in info["layers"]) == info["parameters"]
+
+    model = keras.saving.load_model(tmp_path / "model/model.keras")
+    table = pd.read_parquet(tmp_path / "history" / contracts.VALIDATION_FILE)
+    dataset = Dataset.open(prepared / "ingest/dataset")
+    images = dataset.images(dataset.rows_of(table["image_id"])).astype(np.float32)
+    seen = model.get_layer("resnet50_prefix")(images)
+    first, second = (np.asarray(model.get_layer(f"member_{number}")(seen)) for number in (1, 2))
+    told = table[contracts.logit_columns(HAM10000_CLASSES)].to_numpy()
+    np.testing.assert_allclose(told, (first + second) / 2, atol=2e-3)
+    assert (np.abs(first - second).max() > 1e-3) or info["kept_epochs"] == [1, 1]
 
 
 def test_features_of_the_prefix_are_computed_once(prepared: Path, tmp_path: Path):
@@ -145,7 +180,7 @@ def test_every_layer_is_tuned_from_images_with_batch_norms_held(prepared: Path, 
     assert list(pd.read_parquet(tmp_path / "history/history.parquet")["stage"]) == ["head", "whole"]
     after = keras.saving.load_model(tmp_path / "model/model.keras").get_layer(BACKBONE)
     np.testing.assert_array_equal(after.get_layer("conv1_bn").moving_mean, source.get_layer("conv1_bn").moving_mean)
-    if info["best_epoch"] == 2:
+    if info["kept_epochs"][-1] == 2:
         assert (np.asarray(after.get_layer("conv1_conv").kernel) != np.asarray(source.get_layer("conv1_conv").kernel)).any()
 
 
@@ -212,8 +247,8 @@ def test_the_rate_rises_and_falls_along_a_cosine():
 def test_training_stops_when_patience_is_over_and_averages_are_what_is_kept(prepared: Path, tmp_path: Path):
     info = train_in(prepared, tmp_path, "resnet50", params(head_epochs=60, patience=2, average=0.9))
     history = pd.read_parquet(tmp_path / "history/history.parquet")
-    assert len(history) == info["best_epoch"] + 2 < 60
-    best = history.loc[history["epoch"] == info["best_epoch"], "validation_balanced_accuracy"].iloc[0]
+    assert len(history) == info["kept_epochs"][-1] + 2 < 60
+    best = history.loc[history["epoch"] == info["kept_epochs"][-1], "validation_balanced_accuracy"].iloc[0]
     assert best == history["validation_balanced_accuracy"].max()
 
 
@@ -277,7 +312,7 @@ def test_training_ended_within_an_epoch_goes_on_and_ends_with_the_same_weights(
     assert list(folder.rglob(state)), "training ended before it could be ended"
     gone_on = train_in(prepared, folder, architecture, SETTINGS[architecture], register=followed_in(folder))
     assert gone_on["weights_digest"] == undisturbed["weights_digest"]
-    assert gone_on["best_epoch"] == undisturbed["best_epoch"]
+    assert gone_on["kept_epochs"] == undisturbed["kept_epochs"]
     assert not list((folder / "state").rglob("*.npz")), "training state is left behind"
     history = [pd.read_parquet(tmp_path / name / "history/history.parquet")["loss"] for name in ("whole", "ended")]
     np.testing.assert_array_equal(*history)
