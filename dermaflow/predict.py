@@ -11,6 +11,7 @@ import numpy.typing as npt
 from dermaflow import contracts
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
+from dermaflow.inference import settled
 from dermaflow.masking import apply_masks
 from dermaflow.progress import progress
 
@@ -54,18 +55,12 @@ def model_inputs(
 
 def predict_logits(path: Path, dataset: Dataset, rows: npt.NDArray[np.int64], masks: Path | None) -> npt.NDArray[np.float32]:
     """Logits float32 [k, classes] of the given manifest rows, in batches of BATCH images."""
-    import tensorflow as tf
-
     model, info = load_model(path)
-
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def forward(images: tf.Tensor) -> tf.Tensor:
-        return model(images, training=False)
-
+    forward = settled(model)
     logits = np.empty((len(rows), len(info["classes"])), np.float32)
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
-        logits[start : start + len(batch)] = forward(model_inputs(dataset, batch, masks, info)).numpy()
+        logits[start : start + len(batch)] = forward(model_inputs(dataset, batch, masks, info))
         progress(f"{info['architecture']}: predicting", start + len(batch), len(rows))
     return logits
 

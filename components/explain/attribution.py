@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dermaflow.errors import InputError
+from dermaflow.inference import following
 
 if TYPE_CHECKING:
     import keras
@@ -71,14 +72,13 @@ class LogitExplainer:
     Attributes
     ----------
     model, background: as given.
+    logits: inputs float32 [n, size, size, channels] -> logits float32 [n, classes], of the network as it is at the time.
     base_logits: mean logits of the background, float64 [classes].
     """
 
     def __init__(self, model: keras.Model, background: Floats) -> None:
-        import tensorflow as tf
-
         self.model = model
-        self._forward = tf.function(lambda images: model(images, training=False), reduce_retracing=True)
+        self.logits = following(model)  # inputs [n, size, size, channels] -> logits float32 [n, classes]
         self._contributions = _contributions(model)
         self.compare_with(background)
 
@@ -87,10 +87,6 @@ class LogitExplainer:
         self.background = background
         self._chunks = np.array_split(background, math.ceil(len(background) / BACKGROUND_BATCH))
         self.base_logits = np.concatenate([self.logits(chunk) for chunk in self._chunks]).astype(np.float64).mean(axis=0)
-
-    def logits(self, images: Floats) -> Floats:
-        """Logits of inputs [n, size, size, channels], float32 [n, classes]."""
-        return np.asarray(self._forward(images), np.float32)
 
     def attribute(self, image: Floats, logit: int) -> Floats:
         """Attributions of one logit of one image, float32 [size, size, channels], in units of the logit.

@@ -13,6 +13,7 @@ import pandas as pd
 from components.train.features import Features, FeatureStore
 from components.train.material import Material
 from dermaflow.augmentation import NUMBERS, UNTOUCHED, transform
+from dermaflow.inference import settled
 from dermaflow.predict import BATCH
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ class FrozenFeatures:
         dtype: type[np.floating[Any]] = np.float32,
         source: FrozenFeatures | None = None,
     ) -> None:
-        self._forward = compiled(layers)
+        self._forward = settled(layers)
         self._material = material
         self._text = f"{name}: features of the frozen layers"
         self._source = source
@@ -53,6 +54,7 @@ class FrozenFeatures:
                 "layers": name,
                 "weights": weights_digest(layers),
                 "precision": precision,
+                "normalisation": "folded",
                 "masks": material.params.masks,
                 "image_size": material.dataset.image_size,
                 "mask_digest": material.mask_digest,
@@ -107,17 +109,6 @@ class FrozenFeatures:
 
     def _stored(self, names: list[str], take: Any, text: str) -> Features:
         return self._store.get(names, lambda part: in_batches(self._forward, take, part), text)
-
-
-def compiled(model: keras.Model) -> Any:
-    """A compiled forward pass: array [k, ...] -> float32 array, in inference mode."""
-    import tensorflow as tf
-
-    @tf.function(reduce_retracing=True)  # type: ignore[untyped-decorator]
-    def forward(batch: tf.Tensor) -> tf.Tensor:
-        return tf.cast(model(tf.cast(batch, tf.float32), training=False), tf.float32)
-
-    return lambda batch: forward(tf.convert_to_tensor(batch)).numpy()
 
 
 def in_batches(forward: Any, batch: Any, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from components.train.frozen import FrozenFeatures, compiled, in_batches
+from components.train.frozen import FrozenFeatures, in_batches
 from components.train.loop import Batches, Judged, Prepare, Stage
 from components.train.material import Material
 from dermaflow.architectures import HEAD, feature_extractor, split_at
 from dermaflow.augmentation import NUMBERS, Purpose, augmented, mix, moved, uniform
+from dermaflow.inference import following, settled
 
 if TYPE_CHECKING:
     import keras
@@ -31,8 +32,8 @@ def whole(model: keras.Model, material: Material) -> Stage:
 
 
 def judged_images(model: keras.Model, material: Material, rows: Rows) -> Judged:
-    """The images of manifest rows as they are, as a model judges them."""
-    return _judged(compiled(model), material, rows, _images(material, rows))
+    """The images of manifest rows as they are, as a model whose weights stay judges them."""
+    return _judged(settled(model), material, rows, _images(material, rows))
 
 
 def image_batches(material: Material) -> tuple[Prepare, Batches]:
@@ -88,7 +89,7 @@ class Head:
         head = keras.Model(
             vectors, keras.layers.Dense(classes, kernel_initializer="zeros", name=HEAD)(dropped), name=model.name
         )
-        forward = compiled(head)
+        forward = following(head)
         fixed = len(material.mixes)
         self.stage = Stage(
             HEAD_STAGE,
@@ -194,7 +195,7 @@ def _over_draws(
     name: str, model: keras.Model, material: Material, prepared: tuple[Prepare, Batches], inputs: Callable[[Rows], Take]
 ) -> Stage:
     """A stage whose epoch is the plan's draws; `inputs` tells how the images of manifest rows come to the model clean."""
-    forward = compiled(model)
+    forward = following(model)
     curve = material.train_rows[material.curve]
     return Stage(
         name,
