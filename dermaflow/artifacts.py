@@ -102,10 +102,14 @@ def json_digest(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, through a temporary file, so that a reader never sees half of it."""
-    text = json.dumps(value, indent=2, allow_nan=False) + "\n"
+    """Write a value as indented JSON, as `write_text` does."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text in UTF-8 through a temporary file: a reader sees what was there before, or all of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -30,7 +30,8 @@ pa.set_memory_pool(pa.system_memory_pool())  # Arrow's own keeps up to 60 MB of 
 Images = npt.NDArray[np.uint8]
 Index = npt.NDArray[np.int64] | slice
 KIND = "dataset"
-GLIMPSES = "rejects"  # folder of `<row of rejects.parquet>.jpg`
+GLIMPSES = "rejects"  # folder of `<row of rejects.parquet>.jpg`, of the first REJECTS_SHOWN that have a picture
+REJECTS_SHOWN = 20  # a person looks at so many
 CLINICAL_COLUMNS = ("dx_type", "age", "sex", "localization")
 PROPERTIES = (
     *("brightness", "contrast", "sharpness", "entropy"),

@@ -333,6 +333,14 @@ def profile_names(root: Path = Path()) -> tuple[str, ...]:
     return ("default", *sorted(path.stem for path in (root / OVERLAYS).glob("*.yaml")))
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values under dotted names, as on the command line; an empty section stays as it is."""
+    told: dict[str, Any] = {}
+    for name, value in values.items():
+        told |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
+    return told
+
+
 def load_params(profile: str = "default", overrides: Sequence[str] = (), root: Path = Path()) -> Params:
     """Read params.yaml, lay the profile over it, then each `key.key=value` of `overrides` (values are YAML).
 

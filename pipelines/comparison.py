@@ -17,15 +17,15 @@ from typing import Any
 import pandas as pd
 
 from dermaflow import contracts, places, registry
-from dermaflow.artifacts import read_json
+from dermaflow.artifacts import read_json, write_text
 from dermaflow.classes import CLASS_TITLES
 from dermaflow.errors import InputError
 from dermaflow.figures import TEST
 from dermaflow.metrics import Interval, paired_difference
-from dermaflow.params import Params
+from dermaflow.params import Params, flat
 from pipelines.judging import registered_version
 from pipelines.local import REQUEST, TASKS
-from pipelines.page import render, write_page
+from pipelines.page import render
 from pipelines.report_pictures import Picture, embed
 from pipelines.results import artifact, known_runs
 
@@ -92,7 +92,7 @@ def compare(one: str, other: str, params: Params, target: Path) -> Path:
     """
     with tempfile.TemporaryDirectory() as scratch:
         a, b = (open_side(name, params, Path(scratch, place)) for name, place in ((one, "one"), (other, "other")))
-        write_page(target, render(TEMPLATE, gather(a, b, params)))
+        write_text(target, render(TEMPLATE, gather(a, b, params)))
     return target
 
 
@@ -279,15 +279,8 @@ def _made_of(a: Side, b: Side) -> dict[str, list[Any]]:
 
 def _changed(one: Info, other: Info) -> list[tuple[str, Any, Any]]:
     """Parameters that differ: key as on the command line, and both values; None where one has no such parameter."""
-    a, b = _flat(one), _flat(other)
+    a, b = flat(one), flat(other)
     return [(key, a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)]
-
-
-def _flat(values: Info, prefix: str = "") -> Info:
-    flat: Info = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
 
 
 def _agreement(common: Common, classes: Sequence[str]) -> list[Info]:

@@ -1,4 +1,4 @@
-"""Pages that stand alone: HTML from the templates beside this file, with everything in them, written whole or not at all.
+"""Pages that stand alone: HTML from the templates beside this file, with everything in them.
 
 Text from data is escaped everywhere. The same facts give the same bytes.
 """
@@ -6,9 +6,7 @@ Text from data is escaped everywhere. The same facts give the same bytes.
 from __future__ import annotations
 
 import json
-import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +34,6 @@ def render(template: str, facts: dict[str, Any]) -> str:
         "spaced": lambda name: name.replace("_", " "),
     }
     return environment.get_template(template).render(facts)
-
-
-def write_page(target: Path, page: str) -> None:
-    """Write a page: a reader sees the old one or the new one, never half of it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=target.parent, prefix=f".{target.name}.", encoding="utf-8", delete=False) as file:
-        file.write(page)
-        file.flush()
-        os.fsync(file.fileno())
-    os.chmod(file.name, 0o644)  # mkstemp's 0600 would hide it from other users of a shared volume
-    os.replace(file.name, target)
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.page import render, write_page
+from dermaflow.artifacts import write_text
+from pipelines.page import render
 from pipelines.report_facts import Run, gather
 from pipelines.results import REPORT
 
@@ -32,5 +33,5 @@ def write_report(folder: Path) -> Path:
         when the folder has no request, or a newer Dermaflow wrote its artifacts.
     """
     target = folder / REPORT
-    write_page(target, render(TEMPLATE, gather(Run.open(folder))))
+    write_text(target, render(TEMPLATE, gather(Run.open(folder))))
     return target

@@ -14,14 +14,13 @@ from components import GATES
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
-from dermaflow.dataset import GLIMPSES, Dataset
+from dermaflow.dataset import GLIMPSES, REJECTS_SHOWN, Dataset
 from dermaflow.figures import SUBGROUPS
 from dermaflow.progress import parse
 from pipelines.local import LOG, REQUEST, TASKS
 from pipelines.report_pictures import Picture, Sample, embed, photograph, sample
 from pipelines.results import artifact
 
-REJECTS_LISTED = 20
 DX_TYPES = {
     "histo": "histopathology",
     "follow_up": "follow-up",
@@ -218,7 +217,7 @@ def _rejects(dataset: Dataset | None) -> Info | None:
         "reasons": {str(reason): int(count) for reason, count in counts.items()},
         "rows": [
             {**row, "picture": photograph(dataset.artifact.path / GLIMPSES / f"{place}.jpg")}
-            for place, row in enumerate(dataset.rejects.head(REJECTS_LISTED).astype(str).to_dict("records"))
+            for place, row in enumerate(dataset.rejects.head(REJECTS_SHOWN).astype(str).to_dict("records"))
         ],
     }
 

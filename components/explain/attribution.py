@@ -29,7 +29,7 @@ METHOD = "Deep SHAP (rescale rule)"
 # Background images in one pass, which has the explained image beside them: with 224 px and ResNet50 a pass stays near
 # 1.5 GB, however many background images there are.
 BACKGROUND_BATCH = 7
-SMALLEST_DIFFERENCE = 1e-6  # of a nonlinearity's inputs; below it the secant is a quotient of rounding errors
+SMALLEST_STEP = 1e-6  # of a nonlinearity's inputs; below it the secant is a quotient of rounding errors
 
 # Operations that are linear in what comes from the image: all of their inputs may, or one, or the first alone.
 LINEAR = {"AddN", "AddV2", "ConcatV2", "Identity", "IdentityN", "Pack", "Sub"}
@@ -156,7 +156,7 @@ def _register_rules() -> None:
         @tf.function(jit_compile=True, autograph=False)  # type: ignore[untyped-decorator]  # fused: one by one they cost as much as the convolutions
         def passed(gradient: Any, own: Any, answer: Any, inputs: Any, outputs: Any) -> Any:
             steps, rises = own - inputs, answer - outputs
-            small = tf.abs(steps) < SMALLEST_DIFFERENCE
+            small = tf.abs(steps) < SMALLEST_STEP
             return gradient * tf.where(small, derivative(inputs, outputs), rises / tf.where(small, 1.0, steps))
 
         return lambda op, gradient: passed(gradient, *pair(op))
@@ -169,7 +169,7 @@ def _register_rules() -> None:
         pool = {name: op.get_attr(name) for name in ("ksize", "strides", "padding", "data_format")}
         passed = tf.raw_ops.MaxPoolGrad(orig_input=own, orig_output=answer, grad=gradient * (larger - outputs), **pool)
         passed += tf.raw_ops.MaxPoolGrad(orig_input=inputs, orig_output=outputs, grad=gradient * (answer - larger), **pool)
-        return tf.math.divide_no_nan(passed, tf.where(tf.abs(steps) < SMALLEST_DIFFERENCE, 0.0, steps))
+        return tf.math.divide_no_nan(passed, tf.where(tf.abs(steps) < SMALLEST_STEP, 0.0, steps))
 
     for operation, derivative in _secants().items():
         tf.RegisterGradient(_rule(operation))(secant(derivative))

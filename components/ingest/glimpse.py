@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -12,34 +13,28 @@ from PIL import Image, ImageFile
 
 from components.ingest.decode import RejectedError
 from components.ingest.source import Source
-from dermaflow.dataset import GLIMPSES
+from dermaflow.dataset import GLIMPSES, REJECTS_SHOWN
 
 SIDE, QUALITY = 160, 85  # px
-MOST = 20  # pictures, of the first rejects that have one: a person looks at so many
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, zlib.error, Image.DecompressionBombError)
 
 
 def write_glimpses(rejects: pd.DataFrame, source: Source, max_pixels: int, folder: Path) -> None:
-    """Write `<row of rejects>.jpg` for the first MOST rejects whose file can be read at all, into a folder of the Dataset.
+    """Write `<row of rejects>.jpg` for those of the first REJECTS_SHOWN that can be read at all, into a Dataset's folder.
 
     Parameters
     ----------
     rejects: as rejects.parquet has them.
     """
-    images = source.images.find([image_id for image_id in rejects["image_id"] if image_id])
-    uris = {entry.uri: entry for entry in images.values()}
-    made = 0
-    for row, uri in enumerate(rejects["uri"]):
-        if made == MOST or uri not in uris:
-            continue
-        try:
-            picture = glimpse(bytes(source.read(uris[uri])), max_pixels)
-        except RejectedError:
-            continue
+    shown = rejects.head(REJECTS_SHOWN)
+    entries = {entry.uri: entry for entry in source.images.find(shown["image_id"].tolist()).values()}
+    for row, uri in enumerate(shown["uri"]):
+        picture = None
+        with suppress(RejectedError):
+            picture = glimpse(bytes(source.read(entries[uri])), max_pixels) if uri in entries else None
         if picture is not None:
             (folder / GLIMPSES).mkdir(exist_ok=True)
             (folder / GLIMPSES / f"{row}.jpg").write_bytes(picture)
-            made += 1
 
 
 def glimpse(data: bytes, max_pixels: int) -> bytes | None:

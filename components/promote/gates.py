@@ -151,8 +151,11 @@ def _on_lesion(by_predicted: dict[str, Any], least: float | None) -> Gate:
 def _bounded(name: str, value: dict[str, Any], text: str, *, least: float | None = None, most: float | None = None) -> Gate:
     """A gate on an estimate of the explanation; one that is not known does not pass."""
     asked, estimate = least if most is None else most, value["estimate"]
-    holds = estimate is not None and (estimate >= asked if most is None else estimate <= asked) if asked is not None else None
-    verdict: Verdict = "not_applicable" if holds is None else "pass" if holds else "fail"
+    if asked is None:
+        verdict: Verdict = "not_applicable"
+    else:
+        holds = estimate is not None and (estimate >= asked if most is None else estimate <= asked)
+        verdict = "pass" if holds else "fail"
     return Gate(f"explanation_{name}", estimate, value["low"], value["high"], asked, verdict, text)
 
 

@@ -14,7 +14,7 @@ from dermaflow import contracts, registry
 from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.lineage import environment
-from dermaflow.params import RegisterParams, SplitParams
+from dermaflow.params import RegisterParams, SplitParams, flat
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -225,7 +225,7 @@ def _create_version(client: MlflowClient, evidence: Evidence, facts: dict[str, A
     }
     experiment = registry.experiment_id(client, params.tracking_uri, params.experiment)
     with mlflow.start_run(experiment_id=experiment, run_name=evidence.run_id) as run:
-        mlflow.log_params(_flat(bundle["params"]))
+        mlflow.log_params(flat(bundle["params"]))
         mlflow.log_metrics(_metrics(facts))
         _log_evidence(evidence, bundle)
         logged = mlflow.pyfunc.log_model(
@@ -321,13 +321,6 @@ def _metrics(facts: dict[str, Any]) -> dict[str, float]:
                 if interval[end] is not None:
                     values[f"{part}_{name}" + ("" if end == "estimate" else f"_{end}")] = interval[end]
     return values
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": str(value)}
-    return flat
 
 
 def _requirements(libraries: dict[str, str]) -> list[str]:

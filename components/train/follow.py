@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from components.train.checkpoints import Checkpoints
 from dermaflow.errors import InterruptedWorkError
-from dermaflow.params import RegisterParams, TrainParams
+from dermaflow.params import RegisterParams, TrainParams, flat
 from dermaflow.progress import tell
 from dermaflow.registry import announce, connect, experiment_id
 
@@ -38,7 +38,7 @@ class Follower:
         checkpoints: Checkpoints,
     ) -> None:
         self._register, self._checkpoints = register, checkpoints
-        self._params = {"architecture": architecture, **_flat(params.model_dump(mode="json", exclude={"architectures"}))}
+        self._params = {"architecture": architecture, **flat(params.model_dump(mode="json", exclude={"architectures"}))}
         self._tags = {
             "mlflow.runName": f"train {architecture}" + ("" if fold is None else f" fold {fold}"),
             "dermaflow.training_key": key,
@@ -120,11 +120,3 @@ class Follower:
         client.set_terminated(self._run_id, value)
         if value == "FINISHED":
             self._checkpoints.remove(_RUN)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values under dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
