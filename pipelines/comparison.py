@@ -1,7 +1,7 @@
 """Two runs or two registered models side by side: one HTML file, made of their artifacts alone.
 
 What differs in what they were made from and how; their figures, and the paired difference on the test images that neither
-was made with; what their maps are worth. What the page says is in `report_comparison.html.jinja`.
+was made with; what their maps are worth. What the page says is in `comparison.html.jinja`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from typing import Any
 
 import pandas as pd
 
+from components.report.page import render
+from components.report.pictures import Picture, embed
 from dermaflow import contracts, places, registry
 from dermaflow.artifacts import read_json, write_text
 from dermaflow.classes import CLASS_TITLES
@@ -25,11 +27,9 @@ from dermaflow.metrics import Interval, paired_difference
 from dermaflow.params import Params, flat
 from pipelines.judging import registered_version
 from pipelines.local import REQUEST, TASKS
-from pipelines.page import render
-from pipelines.report_pictures import Picture, embed
 from pipelines.results import artifact, known_runs
 
-TEMPLATE = "report_comparison.html.jinja"
+TEMPLATE = "comparison.html.jinja"
 PAIRED = ("balanced_accuracy", "accuracy", "auroc", "f1")  # of all classes
 OF_CLASS = "sensitivity"
 PICTURES = {

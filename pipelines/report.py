@@ -1,19 +1,15 @@
-"""The run report: one HTML file, made of a run's artifacts alone, for a physician, an engineer and an auditor.
-
-The same artifacts give the same bytes. What the page says is in `report.html.jinja`; its facts come from
-`pipelines.report_facts`, its pictures from `pipelines.report_pictures`.
-"""
+"""The report of a run in a folder, from what the run left there."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dermaflow.artifacts import write_text
-from pipelines.page import render
-from pipelines.report_facts import Run, gather
+from components.report import core
+from components.report.facts import Run
+from dermaflow.artifacts import ARTIFACT_FILE, read_json
+from dermaflow.progress import parse
+from pipelines.local import LOG, REQUEST, TASKS
 from pipelines.results import REPORT
-
-TEMPLATE = "report.html.jinja"
 
 
 def write_report(folder: Path) -> Path:
@@ -33,5 +29,33 @@ def write_report(folder: Path) -> Path:
         when the folder has no request, or a newer Dermaflow wrote its artifacts.
     """
     target = folder / REPORT
-    write_text(target, render(TEMPLATE, gather(Run.open(folder))))
+    core.write_report(open_run(folder), target)
     return target
+
+
+def open_run(folder: Path) -> Run:
+    """The run in a folder; raises InputError when it has no request."""
+    tasks = read_json(folder / TASKS) if (folder / TASKS).exists() else []
+    seals = (seal for task in tasks for seal in sorted((folder / task["task"]).glob(f"*/{ARTIFACT_FILE}")))
+    return Run(
+        id=folder.resolve().name,
+        request=read_json(folder / REQUEST),
+        tasks=tasks,
+        artifacts={seal.parent.relative_to(folder).as_posix(): seal.parent for seal in seals},
+        errors=_errors(folder / LOG),
+    )
+
+
+def _errors(log: Path) -> dict[str, str]:
+    """What failed tasks said of themselves last, by task, from a run's log."""
+    found: dict[str, str] = {}
+    if not log.exists():
+        return found
+    task = ""
+    with log.open(errors="replace") as lines:
+        for event in filter(None, map(parse, lines)):
+            if event["event"] == "task_started":
+                task = event["task"]
+            elif event["event"] == "error":
+                found[task] = str(event["message"])
+    return found

@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from components.report.page import duration, pretty
 from dermaflow.errors import InputError
-from pipelines.page import duration, pretty
 from pipelines.report import write_report
 
 SECTIONS = ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision", "Pipeline", "Limits")
@@ -317,13 +317,15 @@ MISSING = {
 @pytest.mark.parametrize("step", MISSING)
 def test_a_failed_run_says_where_it_failed_and_what_is_missing(run: Path, step: str):
     fail_at(run, step)
+    started = {"event": "task_started", "task": step}
     event = {
         "event": "error",
         "step": step.partition("-")[0],
         "message": "<b>the file</b> is no file; give another",
         "exit_code": 2,
     }
-    (run / "run.log").write_text(f"some line\n::dermaflow {json.dumps(event)}\n")
+    told = "".join(f"::dermaflow {json.dumps(line)}\n" for line in (started, event))
+    (run / "run.log").write_text(f"some line\n{told}")
     html, page = read(run)
     assert f"Failed. The run failed at step {step}." in page.text
     assert "<b>the file</b> is no file; give another" in page.text

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pipelines.local import _ended_from_outside, _signal_of, _Watch
-from pipelines.report_facts import Run, _words_of
+from pipelines.report import open_run
 
 
 @pytest.mark.parametrize(
@@ -45,16 +45,15 @@ def test_a_process_that_was_killed_is_told_from_one_that_failed(exit_code: int, 
     assert _ended_from_outside(exit_code) == (name is not None or exit_code == 75)
 
 
-def test_a_failed_task_is_quoted_with_its_own_words(tmp_path: Path):
+def test_a_failed_task_is_quoted_with_its_own_last_words(tmp_path: Path):
     events = [
         {"event": "task_started", "task": "train-cnn-fold-0"},
+        {"event": "error", "step": "train", "message": "was interrupted"},
         {"event": "error", "step": "train", "message": "of fold 0"},
         {"event": "task_started", "task": "train-cnn-fold-1"},
         {"event": "error", "step": "train", "message": "of fold 1"},
         {"event": "task_started", "task": "notify"},
     ]
     (tmp_path / "run.log").write_text("".join(f"::dermaflow {json.dumps(event)}\n" for event in events))
-    run = Run(folder=tmp_path, request={}, tasks=[])
-    assert _words_of(run, "train-cnn-fold-1") == "of fold 1"
-    assert _words_of(run, "train-cnn-fold-0") == "of fold 0"
-    assert _words_of(run, "notify") is None
+    (tmp_path / "request.json").write_text("{}")
+    assert open_run(tmp_path).errors == {"train-cnn-fold-0": "of fold 0", "train-cnn-fold-1": "of fold 1"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,12 @@ import pandas as pd
 import yaml
 
 from components import GATES
+from components.report.pictures import Picture, Sample, embed, photograph, sample
 from dermaflow import contracts
 from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
 from dermaflow.dataset import GLIMPSES, REJECTS_SHOWN, Dataset
 from dermaflow.figures import SUBGROUPS
-from dermaflow.progress import parse
-from pipelines.local import LOG, REQUEST, TASKS
-from pipelines.report_pictures import Picture, Sample, embed, photograph, sample
-from pipelines.results import artifact
 
 DX_TYPES = {
     "histo": "histopathology",
@@ -32,21 +30,26 @@ Info = dict[str, Any]
 
 @dataclass(frozen=True)
 class Run:
-    """A run on disk. Its artifacts are read on demand; what a step did not finish is None."""
+    """A run as far as it came. Its artifacts are read on demand; what a step did not finish is None.
 
-    folder: Path
+    Attributes
+    ----------
+    id: of the run.
+    request: `started_at`, `params` (JSON of Params) and `arguments` (of the pipeline).
+    tasks: each task that ended, in their order: `task`, `state`, `seconds`, `cached`, and what it told of its work.
+    artifacts: the folder of each finished artifact, by "<task>/<name>", in the order of the tasks.
+    errors: what failed tasks said of themselves, by task.
+    """
+
+    id: str
     request: Info
     tasks: list[Info]
-
-    @classmethod
-    def open(cls, folder: Path) -> Run:
-        """Open a run folder; raises InputError when it has no request."""
-        tasks = read_json(folder / TASKS) if (folder / TASKS).exists() else []
-        return cls(folder=folder, request=read_json(folder / REQUEST), tasks=tasks)
+    artifacts: Mapping[str, Path]
+    errors: Mapping[str, str]
 
     def info(self, place: str, kind: str, file: str | None = None) -> Info | None:
-        """A JSON file (`<kind>.json` unless told otherwise) of the artifact at `<step>/<name>`."""
-        path = self._artifact(place)
+        """A JSON file (`<kind>.json` unless told otherwise) of the artifact at "<task>/<name>"."""
+        path = self.artifacts.get(place)
         if path is None:
             return None
         open_artifact(path, kind)
@@ -54,24 +57,20 @@ class Run:
         return value
 
     def table(self, place: str, file: str) -> pd.DataFrame | None:
-        """A Parquet table of the artifact at `<step>/<name>`."""
-        path = self._artifact(place)
+        """A Parquet table of the artifact at "<task>/<name>"."""
+        path = self.artifacts.get(place)
         return None if path is None else pd.read_parquet(path / file)
 
     def picture(self, path: str) -> Picture | None:
-        """A picture, by its path in the run folder."""
+        """A picture, by the place of its artifact and its file's name: "<task>/<name>/<file>"."""
         place, _, file = path.rpartition("/")
-        found = self._artifact(place)
+        found = self.artifacts.get(place)
         return None if found is None else embed(found / file)
 
     def dataset(self) -> Dataset | None:
         """The Dataset."""
-        path = self._artifact("ingest/dataset")
+        path = self.artifacts.get("ingest/dataset")
         return None if path is None else Dataset.open(path)
-
-    def _artifact(self, place: str) -> Path | None:
-        step, name = place.split("/")
-        return artifact(self.folder, step, name)
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def gather(run: Run) -> Info:
     candidate = run.info("select/evaluation", contracts.EVALUATION, contracts.METRICS_FILE)
     explanation = run.info("explain/explanation", contracts.EXPLANATION)
     return {
-        "run_id": run.folder.resolve().name,
+        "run_id": run.id,
         "started_at": run.request["started_at"],
         "profile": arguments["profile"],
         "params": run.request["params"],
@@ -133,7 +132,7 @@ def _outcome(run: Run, registration: Info | None, decision: Info | None) -> Outc
     if failed:
         kept = f" {_version(registration)} had been registered before." if registration else " No model version was registered."
         also = f" Then {' and '.join(failed[1:])} failed too." if failed[1:] else ""
-        return Outcome("bad", "Failed", f"The run failed at step {failed[0]}.{also}{kept}", _words_of(run, failed[0]))
+        return Outcome("bad", "Failed", f"The run failed at step {failed[0]}.{also}{kept}", run.errors.get(failed[0]))
     if registration is None or decision is None:
         last = f"the last step that finished is {run.tasks[-1]['task']}" if run.tasks else "no step of it has finished"
         return Outcome("open", "Not finished", f"The run was interrupted or is still going on: {last}.")
@@ -164,22 +163,6 @@ def _decided(candidate: str, decision: Info) -> Outcome:
 
 def _version(registration: Info) -> str:
     return f"{registration['model']} version {registration['version']} ({registration['facts']['architecture']})"
-
-
-def _words_of(run: Run, label: str) -> str | None:
-    """What a failed task said of itself, from the run's log."""
-    log = run.folder / LOG
-    if not log.exists():
-        return None
-    with log.open(errors="replace") as lines:
-        events = [event for event in map(parse, lines) if event]
-    at = label
-    for event in events:
-        if event["event"] == "task_started":
-            at = event["task"]
-        elif event["event"] == "error" and at == label:
-            return str(event["message"])
-    return None
 
 
 def _banners(
@@ -297,6 +280,5 @@ def _digests(run: Run, dataset: Dataset | None, splits: Info | None, registratio
 
 
 def _artifacts(run: Run) -> list[Info]:
-    """Each finished artifact with its kind and digest, in the order in which the steps ran."""
-    seals = [seal for task in run.tasks for seal in sorted((run.folder / task["task"]).glob(f"*/{ARTIFACT_FILE}"))]
-    return [{"place": seal.parent.relative_to(run.folder).as_posix(), **read_json(seal)} for seal in seals]
+    """Each finished artifact with its kind and digest."""
+    return [{"place": place, **read_json(path / ARTIFACT_FILE)} for place, path in run.artifacts.items()]
