@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 import shutil
 import subprocess
 from html import escape, unescape
 from html.parser import HTMLParser
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -18,10 +21,12 @@ from PIL import Image
 from components.report.page import duration, pretty
 from dermaflow.errors import InputError
 from pipelines.report import write_report
+from tests.workspace import ROOT
 
 SECTIONS = ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision", "Pipeline", "Limits")
 VOID = {"meta", "img", "br", "rect"}
 CHROMIUM = Path("/usr/bin/chromium")
+SHOTS = ROOT / "build" / "screenshots"  # CI keeps them
 
 
 class Page(HTMLParser):
@@ -374,26 +379,24 @@ def test_durations(seconds: float, said: str):
 # --- in a browser ---
 
 
-def chromium(tmp_path: Path, page: Path, width: int, *options: str) -> str:
+def chromium(tmp_path: Path, page: Path, width: int, *options: str, height: int = 2000) -> str:
+    """Open a page without network, and print what is asked for; nothing may come to the console, where errors go."""
     quiet = (
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--no-first-run",
-        "--hide-scrollbars",
+        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
+        *("--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"),
     )
-    own = (f"--user-data-dir={tmp_path / f'profile-{width}'}", f"--window-size={width},2000")
+    own = (f"--user-data-dir={tmp_path / f'profile-{width}'}", f"--window-size={width},{height}")
     command = [str(CHROMIUM), *quiet, *own, *options, page.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+    assert not re.findall("^.*CONSOLE.*$", done.stderr, re.MULTILINE)
     return done.stdout
 
 
 IN_A_BROWSER = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"{CHROMIUM} is not there; apt-get install chromium")
 
 
-def asked(tmp_path: Path, report: Path, width: int, script: str) -> str:
+def asked(tmp_path: Path, report: Path, width: int, script: str) -> Any:
     """What JavaScript says of the report in a frame of this width; `page` is its document."""
     framed = f'<iframe id="frame" width="{width}" srcdoc="{escape(report.read_text())}"></iframe>'
     answer = f"frame.onload = () => {{ const page = frame.contentDocument; document.title = JSON.stringify({script}) }}"
@@ -403,18 +406,51 @@ def asked(tmp_path: Path, report: Path, width: int, script: str) -> str:
     return json.loads(unescape(found[1]))
 
 
+# Pictures that did not load, or are of one colour.
+EMPTY = """[...page.images].filter((image) => {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+  if (!image.complete || !image.naturalWidth) return true;
+  const pen = canvas.getContext("2d");
+  pen.drawImage(image, 0, 0);
+  const values = new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+  return values.every((value) => value === values[0]);
+}).map((image) => image.alt)"""
+ASKED_FOR = "page.defaultView.performance.getEntriesByType('resource').map((entry) => entry.name)"
+
+
+@IN_A_BROWSER
+def test_faults_of_a_page_would_be_seen(tmp_path: Path):
+    """Errors of a script, pictures that are missing or empty, and whatever the network is asked for."""
+    page = tmp_path / "page.html"
+    page.write_text("<!DOCTYPE html><title>a page</title><script>nothing()</script>")
+    with pytest.raises(AssertionError, match="CONSOLE"):
+        chromium(tmp_path, page, 400, "--dump-dom")
+    buffer = BytesIO()
+    Image.new("RGB", (8, 8), "red").save(buffer, "PNG")
+    red = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    page.write_text(f"<img alt=missing src=missing.png><img alt=red src={red}><img alt=far src=https://example.org/a.png>")
+    assert asked(tmp_path, page, 400, EMPTY) == ["missing", "red", "far"]
+    assert asked(tmp_path, page, 400, ASKED_FOR) == ["https://example.org/a.png"]
+
+
 @IN_A_BROWSER
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: Path, width: int):
     report = write_report(run)
-    chromium(tmp_path, report, width, f"--screenshot={tmp_path / 'shot.png'}")
-    with Image.open(tmp_path / "shot.png") as shot:
-        assert shot.width == width
-        assert len(shot.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
+    assert asked(tmp_path, report, width, EMPTY) == []
+    assert asked(tmp_path, report, width, ASKED_FOR) == []
+    sections = "[...page.querySelectorAll('section')].map((part) => [part.id, part.getBoundingClientRect().height > 100])"
+    assert asked(tmp_path, report, width, sections) == [[name.lower(), True] for name in SECTIONS]
+    page_width, height = asked(tmp_path, report, width, "[page.documentElement.scrollWidth, page.documentElement.scrollHeight]")
+    assert page_width <= width  # tables and pictures scroll by themselves
 
-    assert (
-        asked(tmp_path, report, width, "page.documentElement.scrollWidth") <= width
-    )  # tables and pictures scroll by themselves
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    shot = SHOTS / f"report-{width}.png"
+    chromium(tmp_path, report, width, f"--screenshot={shot}", height=min(height, 16_000))  # as high as Chromium draws
+    with Image.open(shot) as taken:
+        assert taken.width == width
+        assert len(taken.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
 
 
 @IN_A_BROWSER

@@ -2,7 +2,7 @@
 
 Each fold is a proof's work of half an hour: what its model says of the images that it was held out from is kept in EVIDENCE
 (a table of logits, and a JSON file of how it was made), and a proof that is interrupted goes on with the folds that this
-code has not made yet. Weights and images are kept nowhere.
+code has not made yet. Weights, images, and which image a row is of, are kept nowhere.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import os
 import time
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from dermaflow.artifacts import read_json
 from dermaflow.params import load_params
@@ -70,23 +72,33 @@ def keep(name: str, images: Prepared) -> None:
         return
     evaluation, facts = model(name, images)
     EVIDENCE.mkdir(parents=True, exist_ok=True)
-    (EVIDENCE / f"{name}.parquet").write_bytes((evaluation / "predictions.parquet").read_bytes())
+    unnamed(pd.read_parquet(evaluation / "predictions.parquet"), name).to_csv(table_of(name), index=False, float_format="%.5f")
     keep_evidence(EVIDENCE / f"{name}.json", facts, params)  # last: it says that the table is whole
+
+
+def table_of(name: str) -> Path:
+    """The table of a model's logits."""
+    return EVIDENCE / f"{name}.csv"
+
+
+def unnamed(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Label, split and logits of predictions, images and lesions numbered anew: all that figures are computed from."""
+    numbers = {"image_id": range(len(predictions)), "lesion_id": pd.factorize(predictions["lesion_id"])[0]}
+    kept = ["image_id", "lesion_id", "split", "label", *(column for column in predictions if column.startswith("logit_"))]
+    return predictions.assign(**{key: [f"{name}-{number}" for number in each] for key, each in numbers.items()})[kept]
 
 
 def judged(images: Prepared) -> tuple[str, bool]:
     """The figures out of fold and of the test part, and whether those out of fold hold."""
-    import pandas as pd
-
     from dermaflow.contracts import DEVELOPED_ON, read_splits
     from dermaflow.dataset import Dataset
     from dermaflow.figures import figures
     from dermaflow.folds import FOLD
 
     classes, params = Dataset.open(images.dataset).classes, images.params.evaluate
-    tables = [pd.read_parquet(EVIDENCE / f"{fold}.parquet").assign(**{FOLD: fold}) for fold in range(FOLDS)]
+    tables = [pd.read_csv(table_of(str(fold))).assign(**{FOLD: fold}) for fold in range(FOLDS)]
     folds = figures(pd.concat(tables, ignore_index=True), classes, params)["test"]["overall"]
-    final = figures(pd.read_parquet(EVIDENCE / f"{FINAL}.parquet"), classes, params)["test"]["overall"]
+    final = figures(pd.read_csv(table_of(FINAL)), classes, params)["test"]["overall"]
     splits = read_splits(images.splits)
     judged_images = sum(int((table["split"] == "test").sum()) for table in tables)
     whole = judged_images == int(splits["split"].isin(DEVELOPED_ON).sum())
