@@ -14,12 +14,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
 from components.report.page import duration, pretty
 from dermaflow.errors import InputError
+from dermaflow.figures import figures
+from dermaflow.metrics import softmax
+from dermaflow.params import EvaluateParams
 from pipelines.report import write_report
 from tests.workspace import ROOT
 
@@ -189,6 +193,54 @@ def test_every_figure_is_the_one_in_its_artifact(run: Path):
 
     tasks = json.loads((run / "tasks.json").read_text())
     assert [row for row in page.tables["steps"] if row] == [[task["seconds"]] for task in tasks]
+
+
+def test_every_figure_of_the_candidate_is_the_one_computed_afresh_from_its_predictions(run: Path):
+    """By scikit-learn, and with every interval by the step's own function: the artifact's figures are not looked at."""
+    from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, precision_score, recall_score, roc_auc_score
+
+    _, page = read(run)
+    table = pd.read_parquet(run / "select/evaluation/predictions.parquet")
+    classes = json.loads((run / "ingest/dataset/dataset.json").read_text())["class_order"]
+    params = json.loads((run / "request.json").read_text())["params"]["evaluate"]
+    test = table[table["split"] == "test"]
+    logits = test[[f"logit_{name}" for name in classes]].to_numpy()
+    answers, scores = np.array(classes)[logits.argmax(axis=1)], softmax(logits)
+    fresh = figures(table, classes, EvaluateParams(**params))["test"]
+
+    def interval(of: dict) -> list[float]:
+        return [of[end] for end in ("estimate", "low", "high") if of[end] is not None]
+
+    for place, name in enumerate(classes):
+        holds, said, own = test["label"] == name, answers == name, fresh["per_class"][name]
+        by_hand = {
+            "sensitivity": recall_score(holds, said),
+            "specificity": recall_score(~holds, ~said),
+            "precision": precision_score(holds, said, zero_division=np.nan),
+            "f1": f1_score(holds, said, zero_division=np.nan),
+            "auroc": roc_auc_score(holds, scores[:, place]),
+        }
+        for figure, value in by_hand.items():
+            assert own[figure]["estimate"] == (None if np.isnan(value) else pytest.approx(value, abs=1e-9)), (name, figure)
+        assert page.tables["per-class"][1 + place] == [value for figure in by_hand for value in interval(own[figure])]
+    row = next(row for row in page.tables["architectures"][2:] if interval(fresh["overall"]["accuracy"])[0] in row)
+    overall = {
+        "balanced_accuracy": balanced_accuracy_score(test["label"], answers),
+        "accuracy": accuracy_score(test["label"], answers),
+        "auroc": roc_auc_score(test["label"], scores, multi_class="ovr", labels=classes),
+    }
+    for figure, value in overall.items():
+        assert fresh["overall"][figure]["estimate"] == pytest.approx(value, abs=1e-9)
+        assert set(interval(fresh["overall"][figure])) <= set(row)
+
+
+def test_the_licence_of_the_images_goes_with_the_page(run: Path):
+    assert "of phantom, licence CC0-1.0; it goes with them wherever the report goes" in read(run)[1].text
+    path = run / "ingest/dataset/dataset.json"
+    info = json.loads(path.read_text())
+    info["source"]["licence"] = "CC BY-NC 4.0"
+    write(path, info)
+    assert "licence CC BY-NC 4.0; it goes with them wherever the report goes. Not for commercial use." in read(run)[1].text
 
 
 def test_the_head_says_what_became_of_the_run(run: Path):

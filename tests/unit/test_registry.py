@@ -82,6 +82,8 @@ def test_a_version_carries_its_lineage_card_and_evidence(evidence: Evidence, set
     assert version.tags["dermaflow.synthetic"] == "true"
     assert "Synthetic images: a check of the pipeline" in version.description
     assert "Not a medical device" in version.description
+    assert version.tags["dermaflow.licence"] == dataset.info["source"]["licence"]
+    assert f"licence {dataset.info['source']['licence']}" in version.description
     names = {item.path for item in client.list_artifacts(version.run_id, "evidence")}
     assert {"evidence/evidence.json", "evidence/evaluation", "evidence/explanation", "evidence/report"} <= names
     bundle = json.loads(Path(client.download_artifacts(version.run_id, "evidence/evidence.json")).read_text())
