@@ -17,7 +17,7 @@ from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
 from dermaflow.params import Params, load_params
 from pipelines import comparison
-from tests.e2e.test_report import IN_A_BROWSER, Page, asked, chromium, write
+from tests.e2e.test_report import HOSTILE, IN_A_BROWSER, Page, asked, chromium, renamed, write
 from tests.workspace import ROOT
 
 SECTIONS = ("Figures", "What differs", "Explanations", "Time", "How to read this")
@@ -158,6 +158,21 @@ def test_what_differs_is_listed_and_nothing_else(runs: Path, settings: Params):
     assert "secret" not in html
     assert "<script>alert(1)" not in html
     assert html.count("<script>") == 1
+
+
+def test_text_from_data_can_not_become_part_of_the_page(runs: Path, settings: Params):
+    another_model(runs / "second", wrong=5)
+    for path in (path for path in runs.rglob("*.json") if path.name != "artifact.json"):
+        write(path, renamed(json.loads(path.read_text()), HOSTILE))
+    for path in runs.rglob("*.parquet"):
+        table = pd.read_parquet(path).rename(columns=lambda name: renamed(name, HOSTILE))
+        texts = {name: [renamed(value, HOSTILE) for value in table[name]] for name in table.select_dtypes(["object", "string"])}
+        table.assign(**texts).to_parquet(path, index=False)
+    html, page = read("first", "second", settings)
+    assert html.count("<script") == 1  # the page's own
+    assert not [attributes for _, attributes in page.elements if "onerror" in attributes]
+    assert "<script>alert('vasc')</script>" in page.text  # as text
+    assert tuple(text for level, text in page.headings if level == 2) == SECTIONS
 
 
 def test_a_registered_version_stands_beside_its_run(runs: Path, settings: Params):

@@ -319,7 +319,14 @@ def test_rejects_and_failing_rows_are_listed(run: Path):
 # --- text from data ---
 
 
-def renamed(value: object, names: dict[str, str]) -> object:
+HOSTILE = {  # what names in the data become
+    "vasc": "<script>alert('vasc')</script>",
+    "PHI_": '"><img src=x onerror=alert(1)>',
+    "phantom": "</title><script>1",
+}
+
+
+def renamed(value: Any, names: dict[str, str]) -> Any:
     """A JSON value with parts of its keys and texts replaced."""
     if isinstance(value, dict):
         return {renamed(key, names): renamed(item, names) for key, item in value.items()}
@@ -332,13 +339,12 @@ def renamed(value: object, names: dict[str, str]) -> object:
 
 
 def test_text_from_data_can_not_become_part_of_the_page(run: Path):
-    names = {"vasc": "<script>alert('vasc')</script>", "PHI_": '"><img src=x onerror=alert(1)>', "phantom": "</title><script>1"}
     for path in run.rglob("*.json"):
         if path.name != "artifact.json":
-            write(path, renamed(json.loads(path.read_text()), names))
+            write(path, renamed(json.loads(path.read_text()), HOSTILE))
     for path in (run / "ingest/dataset/manifest.parquet", run / "split/splits/splits.parquet"):
         table = pd.read_parquet(path)
-        texts = {name: [renamed(value, names) for value in table[name]] for name in ("image_id", "lesion_id", "label")}
+        texts = {name: [renamed(value, HOSTILE) for value in table[name]] for name in ("image_id", "lesion_id", "label")}
         table.assign(**texts).to_parquet(path)
     html, page = read(run)
     assert html.count("<script") == 1  # the page's own

@@ -16,7 +16,7 @@ from tests.proofs.prove import ROOT
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from prepared import Prepared, made_by
 
-__all__ = ["Prepared", "benchmark", "keep_evidence", "pytest_here", "stands", "timed"]
+__all__ = ["Prepared", "benchmark", "keep_evidence", "made_by", "pytest_here", "stands", "timed"]
 
 
 def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
