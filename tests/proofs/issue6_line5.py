@@ -22,7 +22,7 @@ from tests.proofs.prove import ROOT
 
 BOUND = (
     "ResNet50 on real HAM10000, 2 cores, within 40 minutes: 200 test images attributed; insertion and deletion on 50 images in "
-    "10 steps, stability on 30, randomisation on 20 in 5 stages, the second method on 5; n beside each figure, in docs/results.md"
+    "10 steps, stability on 30, randomisation on 20 in 5 stages, the second method on 5; n with each figure in docs/results.md"
 )
 MINUTES, IMAGES = 40.0, 200
 SAMPLES = {"insertion": 50, "stability": 30, "agreement": 5}  # images that a measure is to be known of
