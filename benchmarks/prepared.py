@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from dermaflow.artifacts import json_digest
+import pandas as pd
+
+from dermaflow.artifacts import json_digest, write_text
 from dermaflow.params import Params
 from pipelines.code import code_digest
 
@@ -20,6 +22,23 @@ def made_by(params: Params) -> dict[str, Any]:
     """Digests of parameters and code: figures of a model that was made by the same are not measured again."""
     values = params.model_dump(mode="json", include=_SECTIONS)
     return {"params": json_digest(values), "code": {step: code_digest(step) for step in _STEPS}}
+
+
+def unnamed(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
+    """Label, split and logits of predictions, images and lesions numbered anew: all that figures are computed from.
+
+    Parameters
+    ----------
+    name: begins every number; tables with the same rows under the same name can be compared row by row.
+    """
+    numbers = {"image_id": range(len(predictions)), "lesion_id": pd.factorize(predictions["lesion_id"])[0]}
+    kept = [column for column in predictions if column in (*numbers, "split", "label") or column.startswith("logit_")]
+    return predictions.assign(**{key: [f"{name}-{number}" for number in each] for key, each in numbers.items()})[kept]
+
+
+def write_told(table: pd.DataFrame, path: Path) -> None:
+    """Write an unnamed table as evidence: CSV, whole or not at all, logits to five digits after the point."""
+    write_text(path, table.to_csv(index=False, float_format="%.5f"))
 
 
 class Prepared:

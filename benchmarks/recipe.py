@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from measured import ROOT, SHARED, peak_of_tree
-from prepared import Prepared, made_by
+from prepared import Prepared, made_by, unnamed, write_told
 
-from dermaflow.artifacts import file_digest, json_digest
+from dermaflow.artifacts import file_digest, json_digest, read_json, write_json
 from dermaflow.lineage import machine
 from dermaflow.wording import in_words
 
@@ -133,19 +133,18 @@ def compare(source: Path, weights: Path, folder: Path, told: Path, seeds: int, e
 
     for name, settings in [trials[0], (BASELINE, settings_of(FIRST)), *trials[1:]]:
         from_what = made_by(load_params("default", [*extra, *settings], ROOT))  # of any machine: without paths
-        kept = told / f"{name} {digest([*given, from_what])}.parquet"
-        if not kept.exists():
+        kept = told / f"{name} {digest([*given, from_what])}.csv"
+        facts = kept.with_suffix(".json")  # last: it says that the table is whole
+        if not facts.exists():
             print(f"{name} ...", file=sys.stderr, flush=True)
             began = time.monotonic()
             if name == BASELINE:
                 table = logistic(images, trained(settings), params(*settings))
             else:
                 table = answers(images, trained(settings), params(*settings))
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            table.attrs["minutes"] = (time.monotonic() - began) / 60
-            table.to_parquet(kept, index=False)
-        tables[name] = pd.read_parquet(kept)
-        minutes[name] = round(tables[name].attrs["minutes"], 2)
+            write_told(unnamed(table, "validation"), kept)
+            write_json(facts, {"minutes": round((time.monotonic() - began) / 60, 2)})
+        tables[name], minutes[name] = pd.read_csv(kept), read_json(facts)["minutes"]
     classes = Dataset.open(images.dataset).classes
     overall = {name: evaluate_predictions(table, classes, **how)["overall"] for name, table in tables.items()}
     order = [BASELINE, *STEPS]

@@ -18,7 +18,7 @@ from dermaflow.artifacts import read_json
 from dermaflow.params import load_params
 from dermaflow.wording import in_words
 from tests.proofs.clone import PLACE, SHARED, imagenet_weights
-from tests.proofs.measuring import Prepared, keep_evidence, stands
+from tests.proofs.measuring import Prepared, keep_evidence, stands, unnamed, write_told
 from tests.proofs.prove import ROOT
 
 BOUND = (
@@ -71,21 +71,13 @@ def keep(name: str, images: Prepared) -> None:
     if stands(EVIDENCE / f"{name}.json", params):
         return
     evaluation, facts = model(name, images)
-    EVIDENCE.mkdir(parents=True, exist_ok=True)
-    unnamed(pd.read_parquet(evaluation / "predictions.parquet"), name).to_csv(table_of(name), index=False, float_format="%.5f")
+    write_told(unnamed(pd.read_parquet(evaluation / "predictions.parquet"), name), table_of(name))
     keep_evidence(EVIDENCE / f"{name}.json", facts, params)  # last: it says that the table is whole
 
 
 def table_of(name: str) -> Path:
     """The table of a model's logits."""
     return EVIDENCE / f"{name}.csv"
-
-
-def unnamed(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
-    """Label, split and logits of predictions, images and lesions numbered anew: all that figures are computed from."""
-    numbers = {"image_id": range(len(predictions)), "lesion_id": pd.factorize(predictions["lesion_id"])[0]}
-    kept = ["image_id", "lesion_id", "split", "label", *(column for column in predictions if column.startswith("logit_"))]
-    return predictions.assign(**{key: [f"{name}-{number}" for number in each] for key, each in numbers.items()})[kept]
 
 
 def judged(images: Prepared) -> tuple[str, bool]:

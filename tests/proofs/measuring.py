@@ -14,9 +14,9 @@ from dermaflow.params import Params
 from tests.proofs.prove import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from prepared import Prepared, made_by
+from prepared import Prepared, made_by, unnamed, write_told
 
-__all__ = ["Prepared", "benchmark", "keep_evidence", "made_by", "pytest_here", "stands", "timed"]
+__all__ = ["Prepared", "benchmark", "keep_evidence", "made_by", "pytest_here", "stands", "timed", "unnamed", "write_told"]
 
 
 def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
