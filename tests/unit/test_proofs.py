@@ -38,7 +38,7 @@ def test_a_table_that_is_kept_names_no_image_and_has_the_same_lesions(tmp_path):
     )
     write_told(unnamed(table, "fold 0"), tmp_path / "told.csv")
     text, read = (tmp_path / "told.csv").read_text(), pd.read_csv(tmp_path / "told.csv")
-    assert not any(word in text for word in ("ISIC", "HAM", "age", "40"))
+    assert not any(word in text for word in ("ISIC", "HAM", "40.0"))
     assert read["image_id"].tolist() == ["fold 0-0", "fold 0-1", "fold 0-2"]
     assert read["lesion_id"].tolist() == ["fold 0-0", "fold 0-1", "fold 0-0"]
     assert read[["split", "label"]].equals(table[["split", "label"]])
