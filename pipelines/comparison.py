@@ -300,8 +300,8 @@ def _agreement(common: Common, classes: Sequence[str]) -> list[Info]:
         }
     )
     by_class = counts.groupby("label").sum().reindex(list(classes), fill_value=0)
-    rows = [{"label": str(name), **{key: int(count) for key, count in row.items()}} for name, row in by_class.iterrows()]
-    return [*rows, {"label": "all", **{key: int(counts[key].sum()) for key in ("both", "first", "second", "none")}}]
+    by_class.loc["all"] = by_class.sum()
+    return [{"label": str(name), **{str(key): int(count) for key, count in row.items()}} for name, row in by_class.iterrows()]
 
 
 def _explained(side: Side) -> set[str]:

@@ -155,8 +155,11 @@ def _ranked(architecture: str, results: list[dict[str, Any]], params: Params) ->
     results.sort(key=lambda result: -result[METRIC]["estimate"])
     best = results[0]
     for result in results:
-        sides = result["validation"], best["validation"], best["classes"]
-        result["difference"] = None if result is best else paired_difference(*sides, metric=METRIC, **how)
+        result["difference"] = (
+            None
+            if result is best
+            else paired_difference(result["validation"], best["validation"], best["classes"], metric=METRIC, **how)
+        )
     shown = [{key: value for key, value in result.items() if key not in ("validation", "classes")} for result in results]
     return {"architecture": architecture, "metric": METRIC, "best": best["settings"], "trials": shown}
 
