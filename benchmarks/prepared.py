@@ -24,6 +24,11 @@ def made_by(params: Params) -> dict[str, Any]:
     return {"params": json_digest(values), "code": {step: code_digest(step) for step in _STEPS}}
 
 
+def short(value: Any) -> str:
+    """The beginning of a JSON value's digest, as part of a name."""
+    return json_digest(value).removeprefix("sha256:")[:12]
+
+
 def unnamed(predictions: pd.DataFrame, name: str) -> pd.DataFrame:
     """Label, split and logits of predictions, images and lesions numbered anew: all that figures are computed from.
 

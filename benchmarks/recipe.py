@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any
 
 from measured import ROOT, SHARED, peak_of_tree
-from prepared import Prepared, made_by, unnamed, write_told
+from prepared import Prepared, made_by, short, unnamed, write_told
 
-from dermaflow.artifacts import file_digest, json_digest, read_json, write_json
+from dermaflow.artifacts import file_digest, read_json, write_json
 from dermaflow.lineage import machine
 from dermaflow.wording import in_words
 
@@ -51,11 +51,6 @@ STEPS: dict[str, tuple[str, ...]] = {  # each adds to those before it; all of th
 
 FIRST, *_, LAST = STEPS
 ANSWERING = ("train.symmetries", "train.adjustment")  # settings that a finished model answers by, not trained ones
-
-
-def digest(value: Any) -> str:
-    """The beginning of a JSON value's digest, as a name."""
-    return json_digest(value).removeprefix("sha256:")[:12]
 
 
 def settings_of(step: str) -> list[str]:
@@ -118,7 +113,7 @@ def compare(source: Path, weights: Path, folder: Path, told: Path, seeds: int, e
         base = (f"data.source={source}", f"train.weights.{ARCHITECTURE}={weights}", *extra)
         return load_params("default", [*base, *settings], ROOT)
 
-    images = Prepared(folder / digest(made_by(params())), params())  # what other code or settings came to is not taken for this
+    images = Prepared(folder / short(made_by(params())), params())  # what other code or settings came to is not taken for this
     how = {"bootstrap": images.params.evaluate.bootstrap, "seed": images.params.evaluate.seed}
     trials = [(step, settings_of(step)) for step in STEPS]
     trials += [(f"{LAST}, seed {seed}", [*settings_of(LAST), f"train.seed={seed}"]) for seed in range(1, seeds)]
@@ -128,12 +123,12 @@ def compare(source: Path, weights: Path, folder: Path, told: Path, seeds: int, e
 
     def trained(settings: list[str]) -> Path:
         plain = [each for each in settings if not each.startswith(ANSWERING)]
-        made = images.folder / digest(plain)
+        made = images.folder / short(plain)
         return made if (made / "history").exists() else images.model(made.name, ARCHITECTURE, params(*plain))[0]
 
     for name, settings in [trials[0], (BASELINE, settings_of(FIRST)), *trials[1:]]:
         from_what = made_by(load_params("default", [*extra, *settings], ROOT))  # of any machine: without paths
-        kept = told / f"{name} {digest([*given, from_what])}.csv"
+        kept = told / f"{name} {short([*given, from_what])}.csv"
         facts = kept.with_suffix(".json")  # last: it says that the table is whole
         if not facts.exists():
             print(f"{name} ...", file=sys.stderr, flush=True)

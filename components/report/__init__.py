@@ -1,1 +1,1 @@
-"""The run report."""
+"""The run report: pages that are made of artifacts alone. `pipelines.report` opens a run's folder for it."""

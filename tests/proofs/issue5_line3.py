@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 
 from dermaflow.artifacts import read_json
-from dermaflow.params import load_params
+from dermaflow.params import Params, load_params
 from dermaflow.wording import in_words
-from tests.proofs.clone import PLACE, SHARED, imagenet_weights
-from tests.proofs.measuring import Prepared, keep_evidence, stands, unnamed, write_told
+from tests.proofs.clone import SHARED, imagenet_weights
+from tests.proofs.measuring import Prepared, keep_evidence, place_of, stands, unnamed, write_told
 from tests.proofs.prove import ROOT
 
 BOUND = (
@@ -38,7 +38,7 @@ def prove() -> tuple[str, bool]:
         return "the real images (../shared) are not here", False
     os.chdir(ROOT)
     settings = (f"data.source={SHARED / 'data' / 'ham10000'}", FOLDED, f"train.weights.resnet50={weights}")
-    images = Prepared(PLACE / f"line3-{os.environ['PROVED_COMMIT'][:12]}", load_params("tuned", settings))
+    images = Prepared(place_of("line3", ours()), load_params("tuned", settings))
     assert images.params.split.seed == SEED
     for name in [*map(str, range(FOLDS)), FINAL]:
         keep(name, images)
@@ -49,6 +49,11 @@ def prove() -> tuple[str, bool]:
     quick = max(minutes) <= MINUTES and (sum(minutes) + shared) / FOLDS <= MINUTES
     in_time = f"minutes a fold {', '.join(f'{each:.0f}' for each in minutes)}, features of all {shared:.0f}"
     return f"{told}; {in_time}", passed and quick
+
+
+def ours() -> Params:
+    """The parameters on any machine: without paths."""
+    return load_params("tuned", (FOLDED,), ROOT)
 
 
 def model(name: str, images: Prepared) -> tuple[Path, dict[str, Any]]:
@@ -67,7 +72,7 @@ def model(name: str, images: Prepared) -> tuple[Path, dict[str, Any]]:
 
 def keep(name: str, images: Prepared) -> None:
     """See that the evidence of a model is there and of this code."""
-    params = load_params("tuned", (FOLDED,))
+    params = ours()
     if stands(EVIDENCE / f"{name}.json", params):
         return
     evaluation, facts = model(name, images)

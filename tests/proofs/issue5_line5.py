@@ -7,14 +7,13 @@ the steps that its run has not finished; when both are kept for this code, nothi
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from dermaflow.artifacts import read_json
 from dermaflow.params import load_params
 from dermaflow.wording import in_words
-from tests.proofs.clone import PLACE, SHARED, imagenet_weights
-from tests.proofs.measuring import keep_evidence, stands
+from tests.proofs.clone import SHARED, imagenet_weights
+from tests.proofs.measuring import keep_evidence, place_of, stands
 from tests.proofs.prove import ROOT
 from tests.workspace import Workspace, make_workspace, sets
 
@@ -56,7 +55,7 @@ def keep(profile: str, paths: tuple[str, ...]) -> None:
     params = load_params(profile, settings, ROOT)
     if stands(path, params):
         return
-    folder = PLACE / f"line5-{os.environ['PROVED_COMMIT'][:12]}-{profile}"
+    folder = place_of(f"line5-{profile}", params)
     workspace = Workspace(folder) if folder.exists() else make_workspace(folder)
     result = workspace.json("run", "--profile", profile, *sets(*settings, *paths))
     run = workspace.path / "runs" / result["run_id"]

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from dermaflow.params import Params
+from tests.proofs.clone import PLACE
 from tests.proofs.prove import ROOT
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-from prepared import Prepared, made_by, unnamed, write_told
+from prepared import Prepared, made_by, short, unnamed, write_told
 
-__all__ = ["Prepared", "benchmark", "keep_evidence", "made_by", "pytest_here", "stands", "timed", "unnamed", "write_told"]
+__all__ = ["Prepared", "benchmark", "keep_evidence", "place_of", "pytest_here", "stands", "timed", "unnamed", "write_told"]
 
 
 def benchmark(name: str, *arguments: str) -> tuple[dict[str, Any], bool]:
@@ -50,6 +51,11 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
         out, err = process.communicate()
         mib = peak()
     return time.monotonic() - started, mib, subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def place_of(name: str, params: Params) -> Path:
+    """Where a long proof works: found again by another commit, as long as code and parameters of its models are the same."""
+    return PLACE / f"{name}-{short(made_by(params))}"
 
 
 def stands(evidence: Path, params: Params) -> bool:
