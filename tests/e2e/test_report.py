@@ -499,17 +499,33 @@ def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: P
     report = write_report(run)
     assert asked(tmp_path, report, width, EMPTY) == []
     assert asked(tmp_path, report, width, ASKED_FOR) == []
-    sections = "[...page.querySelectorAll('section')].map((part) => [part.id, part.getBoundingClientRect().height > 100])"
-    assert asked(tmp_path, report, width, sections) == [[name.lower(), True] for name in SECTIONS]
-    page_width, height = asked(tmp_path, report, width, "[page.documentElement.scrollWidth, page.documentElement.scrollHeight]")
-    assert page_width <= width  # tables and pictures scroll by themselves
+    parts = "[...page.body.querySelectorAll('header, section')].map((part) => [part.id, part.getBoundingClientRect().height])"
+    heights = {name or "head": height for name, height in asked(tmp_path, report, width, parts)}
+    assert list(heights) == ["head", *(name.lower() for name in SECTIONS)]
+    assert min(heights.values()) > 100
+    assert (
+        asked(tmp_path, report, width, "page.documentElement.scrollWidth") <= width
+    )  # tables and pictures scroll by themselves
 
     SHOTS.mkdir(parents=True, exist_ok=True)
-    shot = SHOTS / f"report-{width}.png"
-    chromium(tmp_path, report, width, f"--screenshot={shot}", height=min(height, 16_000))  # as high as Chromium draws
-    with Image.open(shot) as taken:
-        assert taken.width == width
-        assert len(taken.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
+    for names in in_shots(heights):
+        shot, page = SHOTS / f"report-{width}-{'-'.join(names)}.png", tmp_path / "part.html"
+        others = ", ".join("header, nav" if name == "head" else f"#{name}" for name in heights if name not in names)
+        page.write_text(report.read_text().replace("</style>", f"{others} {{ display: none }}</style>", 1))
+        chromium(tmp_path, page, width, f"--screenshot={shot}", height=round(sum(heights[name] for name in names)) + 300)
+        with Image.open(shot) as taken:
+            assert taken.width == width
+            assert len(taken.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
+
+
+def in_shots(heights: dict[str, float]) -> list[list[str]]:
+    """The parts of a page in their order, on as few screenshots as are not higher than Chromium draws (16,384 pixels)."""
+    shots: list[list[str]] = [[]]
+    for name, height in heights.items():
+        if shots[-1] and sum(heights[other] for other in shots[-1]) + height > 15_500:
+            shots.append([])
+        shots[-1].append(name)
+    return shots
 
 
 @IN_A_BROWSER
