@@ -3,6 +3,8 @@
 Each fold is a proof's work of half an hour: what its model says of the images that it was held out from is kept in EVIDENCE
 (a table of logits, and a JSON file of how it was made), and a proof that is interrupted goes on with the folds that this
 code has not made yet. Weights, images, and which image a row is of, are kept nowhere.
+
+`python -m tests.proofs.issue5_line3` prints the table of docs/results.md from EVIDENCE alone.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ BOUND = (
     "0.72 and macro AUROC at least 0.94, fold seed 20240101, at most 45 minutes a fold, shared features counted once"
 )
 LEAST = {"balanced_accuracy": 0.72, "auroc": 0.94}
+TOLD = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "accuracy": "accuracy"}
 MINUTES, FOLDS, SEED = 45.0, 5, 20240101
 EVIDENCE = ROOT / "docs" / "evidence" / "issue5_line3"
 FINAL, FOLDED = "final", f"split.folds={FOLDS}"
@@ -88,22 +91,43 @@ def table_of(name: str) -> Path:
 def judged(images: Prepared) -> tuple[str, bool]:
     """The figures out of fold and of the test part, and whether those out of fold hold."""
     from dermaflow.contracts import DEVELOPED_ON, read_splits
-    from dermaflow.dataset import Dataset
+
+    pooled, final = (found["test"] for found in kept_figures())
+    whole = pooled["n_images"] == int(read_splits(images.splits)["split"].isin(DEVELOPED_ON).sum())
+
+    def say(found: dict[str, Any]) -> str:
+        return ", ".join(f"{text} {in_words(found['overall'][name])}" for name, text in TOLD.items())
+
+    holds = whole and all(pooled["overall"][name]["estimate"] >= least for name, least in LEAST.items())
+    return f"out of fold, {pooled['n_images']:,} images: {say(pooled)}; test part, final model: {say(final)}", holds
+
+
+def kept_figures() -> list[dict[str, Any]]:
+    """Of all folds together and of the final model, from the kept logits."""
+    from dermaflow.contracts import logit_columns
     from dermaflow.figures import figures
     from dermaflow.folds import FOLD
 
-    classes, params = Dataset.open(images.dataset).classes, images.params.evaluate
-    tables = [pd.read_csv(table_of(str(fold))).assign(**{FOLD: fold}) for fold in range(FOLDS)]
-    folds = figures(pd.concat(tables, ignore_index=True), classes, params)["test"]["overall"]
-    final = figures(pd.read_csv(table_of(FINAL)), classes, params)["test"]["overall"]
-    splits = read_splits(images.splits)
-    judged_images = sum(int((table["split"] == "test").sum()) for table in tables)
-    whole = judged_images == int(splits["split"].isin(DEVELOPED_ON).sum())
+    folds = pd.concat([pd.read_csv(table_of(str(fold))).assign(**{FOLD: fold}) for fold in range(FOLDS)], ignore_index=True)
+    (prefix,) = logit_columns([""])
+    classes = [name.removeprefix(prefix) for name in folds if name.startswith(prefix)]
+    return [figures(each, classes, ours().evaluate) for each in (folds, pd.read_csv(table_of(FINAL)))]
 
-    def say(found: dict[str, Any]) -> str:
-        names = {"balanced_accuracy": "balanced accuracy", "auroc": "AUROC", "accuracy": "accuracy"}
-        parts = ((text, found[name]) for name, text in names.items())
-        return ", ".join(f"{text} {in_words(value)}" for text, value in parts)
 
-    holds = whole and all(folds[name]["estimate"] >= least for name, least in LEAST.items())
-    return f"out of fold, {judged_images:,} images: {say(folds)}; test part, final model: {say(final)}", holds
+def table() -> str:
+    """Each fold, all of them together, and the final model on the test part, in Markdown."""
+    pooled, final = kept_figures()
+    lines = [f"| | images | {' | '.join(TOLD.values())} | minutes, without features |", "|---|---|---|---|---|---|"]
+    for row in pooled["by_fold"]:
+        facts = read_json(EVIDENCE / f"{row['fold']}.json")
+        cells = (f"{row[name]:.3f}" if name in row else "" for name in TOLD)
+        minutes = facts["minutes"] - facts["feature_minutes"]
+        lines.append(f"| fold {row['fold']} | {row['n_images']:,} | {' | '.join(cells)} | {minutes:.1f} |")
+    for title, found in (("out of fold, together", pooled["test"]), ("test part, final model", final["test"])):
+        cells = (in_words(found["overall"][name]) for name in TOLD)
+        lines.append(f"| {title} | {found['n_images']:,} | {' | '.join(cells)} | |")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(table())
