@@ -104,7 +104,7 @@ def judged(images: Prepared) -> tuple[str, bool]:
 
 
 def kept_figures() -> list[dict[str, Any]]:
-    """Of all folds together, of those that had no part in the choice of the recipe, and of the final model: from kept logits."""
+    """Of all folds together, of those that had no part in choosing the recipe, and of the final model: from kept logits."""
     from dermaflow.contracts import logit_columns
     from dermaflow.figures import figures
     from dermaflow.folds import FOLD
