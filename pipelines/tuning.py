@@ -121,7 +121,9 @@ def _workspace_kept(architecture: str) -> Iterator[None]:
 def _run(architecture: str, settings: Trial, params: Params) -> dict[str, Any]:
     name = f"tune-{architecture}-{json_digest(dict(settings)).removeprefix('sha256:')[:8]}"
     changes = [part for key, value in settings.items() for part in ("-S", f"++{key}={value}")]
-    _dvc("exp", "run", "--quiet", "--force", "--name", name, *changes, f"train@{architecture}")
+    if name in _dvc("exp", "list", "--name-only").split():  # --force would take its place, and run every stage of data again
+        _dvc("exp", "remove", "--quiet", name)
+    _dvc("exp", "run", "--quiet", "--name", name, *changes, f"train@{architecture}")
     folder = Path("artifacts/models") / architecture
     history = contracts.read_info(folder / "history", contracts.HISTORY)
     model = contracts.read_info(folder / "model", contracts.MODEL)
@@ -139,13 +141,15 @@ def _run(architecture: str, settings: Trial, params: Params) -> dict[str, Any]:
     }
 
 
-def _dvc(*arguments: str) -> None:
+def _dvc(*arguments: str) -> str:
+    """What a command of DVC prints."""
     command = [str(Path(sys.executable).with_name("dvc")), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith("error:")] or lines or ["it said nothing"]
         raise GateError(f"dvc {' '.join(arguments)} failed: {errors[0].removeprefix('error: ')}")
+    return done.stdout
 
 
 def _ranked(architecture: str, results: list[dict[str, Any]], params: Params) -> dict[str, Any]:

@@ -76,8 +76,8 @@ def explain(
     kept = Kept(state or places.state(), _key(digests, background, params))
     explainer = LogitExplainer(network, sight.inputs(data.rows_of(background["image_id"])))
     results = []
-    for row, predicted in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], strict=True):
-        results.append(_explain_one(explainer, sight, int(row), data.classes.index(predicted), kept))
+    for row, *named in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], chosen["label"], strict=True):
+        results.append(_explain_one(explainer, sight, int(row), *map(data.classes.index, named), kept))
         progress("explaining", len(results), len(chosen))
 
     checks = Checks(explainer, params.seed, kept)
@@ -92,7 +92,8 @@ def explain(
         table = table.merge(checked, on="image_id", how="left")
     shuffled = checks.randomisation(explained)
 
-    summary = measures.summarise(table, data.classes, params.seed)
+    spoken = _spoken(chosen, results)
+    summary = measures.summarise(table, spoken, data.classes, params.seed)
     explanation = {
         "architecture": info["architecture"],
         "masks": info["masks"],
@@ -111,6 +112,7 @@ def explain(
     }
     with new_artifact(target, contracts.EXPLANATION) as folder:
         table.to_parquet(folder / "attributions.parquet", index=False)
+        spoken.to_parquet(folder / "evidence.parquet", index=False)
         shuffled.to_parquet(folder / "randomisation.parquet", index=False)
         _write_maps(folder / "attributions.npz", table, results)
         _draw(folder / "gallery.png", table, results, explanation)
@@ -190,13 +192,15 @@ class _Result:
     ----------
     explained: the image, its lesion and its map.
     numbers: its columns of attributions.parquet.
+    evidence: its rows of evidence.parquet: what speaks for the predicted class and, where that is wrong, for the true one.
     """
 
     explained: Explained
     numbers: dict[str, Any]
+    evidence: list[dict[str, Any]]
 
 
-def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: int, kept: Kept) -> _Result:
+def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: int, true: int, kept: Kept) -> _Result:
     image = sight.inputs(np.asarray([row]))[0]
     lesion, mask_source = sight.lesion(row)
 
@@ -215,6 +219,13 @@ def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: i
     found = kept.get("attribution", image_id, attribute)
     logits, signed, weights = found["logits"], found["signed"], found["weights"]
     logit, base = float(logits[position]), float(explainer.base_logits[position])
+    spoken = {position: measures.evidence(signed, lesion)}
+    if true != position:
+
+        def attribute_true() -> dict[str, Any]:
+            return {"signed": explainer.attribute(image, true)[..., :3].sum(axis=-1)}
+
+        spoken[true] = measures.evidence(kept.get("attribution of the true class", image_id, attribute_true)["signed"], lesion)
     numbers = {
         "probability": float(softmax(logits[None])[0, position]),
         "logit": logit,
@@ -222,14 +233,15 @@ def _explain_one(explainer: LogitExplainer, sight: _Sight, row: int, position: i
         "additivity_error": measures.additivity_error(found["sum"], logit, base),
         "concentration": measures.concentration(weights, lesion),
         "baseline_concentration": measures.concentration(measures.centred_gaussian(lesion), lesion),
-        "on_lesion": measures.on_lesion(signed, lesion),
+        "on_lesion": float(measures.on_lesion(pd.DataFrame([spoken[position]]))[0]),
         "pointing_hit": measures.pointing_hit(signed, lesion),
         "centre_hit": measures.centre_hit(lesion),
         "area_share": measures.area_share(lesion),
         "mask_source": mask_source,
         "mask_channel_share": float(found["mask_channel_share"]),
     }
-    return _Result(Explained(image_id, image, lesion, position, signed), numbers)
+    rows = [{"class": sight.data.classes[each], **told} for each, told in spoken.items()]
+    return _Result(Explained(image_id, image, lesion, position, signed), numbers, rows)
 
 
 def _share(part: npt.NDArray[np.float32], whole: npt.NDArray[np.float32]) -> float:
@@ -244,6 +256,14 @@ def _table(chosen: pd.DataFrame, results: Sequence[_Result]) -> pd.DataFrame:
     numbers = pd.DataFrame([result.numbers for result in results])
     answers = {"pointing_hit": "boolean", "centre_hit": "boolean"}  # pandas' own, which has a third state
     return pd.concat([chosen.drop(columns="correct"), numbers.astype(answers)], axis=1)
+
+
+def _spoken(chosen: pd.DataFrame, results: Sequence[_Result]) -> pd.DataFrame:
+    """What speaks for which class, one row for an image and a class: image_id, lesion_id, class, as `measures.evidence`."""
+    named = zip(chosen["image_id"], chosen["lesion_id"], results, strict=True)
+    return pd.DataFrame(
+        [{"image_id": image, "lesion_id": lesion, **row} for image, lesion, result in named for row in result.evidence]
+    )
 
 
 def _method() -> dict[str, Any]:

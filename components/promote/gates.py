@@ -113,7 +113,7 @@ def _explained(explanation: dict[str, Any], bounds: ExplanationBounds) -> list[G
     additivity = {"estimate": explanation["additivity"]["median"], "low": None, "high": None}
     return [
         _bounded("additivity", additivity, "median relative error of the SHAP sums", most=bounds.max_additivity_error),
-        _on_lesion(explanation["summary"]["by_predicted"], bounds.min_on_lesion),
+        _on_lesion(explanation["summary"]["by_evidence"], bounds.min_on_lesion),
         _bounded(
             "insertion",
             overall["insertion_over_random"],
@@ -135,14 +135,14 @@ def _explained(explanation: dict[str, Any], bounds: ExplanationBounds) -> list[G
     ]
 
 
-def _on_lesion(by_predicted: dict[str, Any], least: float | None) -> Gate:
-    """The class whose evidence lies least on the lesion, of those that enough lesions are taken for."""
-    known = {name: values["on_lesion"] for name, values in by_predicted.items() if values["on_lesion"]["low"] is not None}
+def _on_lesion(by_evidence: dict[str, Any], least: float | None) -> Gate:
+    """The class whose evidence lies least on the lesion, of those with enough lesions."""
+    known = {name: values["on_lesion"] for name, values in by_evidence.items() if values["on_lesion"]["low"] is not None}
     if not known:
-        reason = "no class is predicted for enough of the explained lesions"
+        reason = "no class is that of, or predicted for, enough of the explained lesions"
         return Gate("explanation_on_lesion", None, None, None, least, "not_applicable", reason)
     worst = min(known, key=lambda name: known[name]["estimate"])
-    text = f"of the {len(known)} classes that enough lesions are taken for, what speaks for {worst} lies least on the lesion"
+    text = f"of the {len(known)} classes with enough lesions, what speaks for {worst} lies least on the lesion"
     missed = [name for name, value in known.items() if least is not None and value["estimate"] < least]
     hint = f"; look at the maps of {', '.join(missed)} for an artefact" if missed else ""
     return _bounded("on_lesion", known[worst], text + hint, least=least)

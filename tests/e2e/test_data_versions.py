@@ -104,7 +104,7 @@ def grow(repository: Repository, phantoms: Path) -> None:
 
 
 def test_an_experiment_runs_and_its_metrics_and_plots_show(repository: Repository):
-    repository.run("dvc exp run --quiet -S train.learning_rate=0.0005")
+    repository.run("dvc exp run --quiet -S ++train.learning_rates.cnn=0.001")
     assert told(repository, "registration/registration.json")["facts"]["architecture"] == "cnn"
     shown = json.loads(repository.run("dvc metrics show --json"))
     assert "balanced_accuracy" in json.dumps(shown)
@@ -113,11 +113,13 @@ def test_an_experiment_runs_and_its_metrics_and_plots_show(repository: Repositor
     page = (repository.path / "plots" / "index.html").read_text()
     assert "confusion" in page
 
+    trained = told(repository, "models/cnn/model/model.json")["run"]
     kept = [repository.path / name for name in ("params.yaml", "dvc.lock")]
     before = [path.read_bytes() for path in kept]
     tuned = json.loads(repository.run("dermaflow tune -a cnn -g learning_rate=0.001,0.0001 --json 2>/dev/null"))
     assert [set(trial["settings"]) for trial in tuned["trials"]] == [{"train.learning_rates.cnn"}] * 2
     first, second = tuned["trials"]
+    assert trained in (first["mlflow_run"], second["mlflow_run"]), "what the experiment had trained was trained again"
     assert first["difference"] is None
     assert second["difference"]["estimate"] <= 0
     assert tuned["best"] == first["settings"]

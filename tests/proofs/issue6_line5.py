@@ -34,7 +34,7 @@ EVIDENCE = ROOT / "docs" / "evidence" / "issue6_line5.json"
 SHOWN = {
     "concentration": "share of attribution in the lesion / share of area",
     "baseline_concentration": "the same of a centred Gaussian",
-    "on_lesion": "evidence on the lesion, above even spread",
+    "on_lesion": "evidence for the predicted class on the lesion, above even spread",
     "pointing_hit": "pointing game, hits",
     "centre_hit": "the image's middle, hits",
     "insertion": "insertion, area under the probability",

@@ -311,23 +311,27 @@ def test_the_baseline_finds_a_centred_lesion_and_misses_one_at_the_border():
     assert measures.concentration(measures.centred_gaussian(aside), aside) < 0.5
 
 
+def on_lesion(signed: np.ndarray, mask: np.ndarray) -> float:
+    return float(measures.on_lesion(pd.DataFrame([measures.evidence(signed, mask)]))[0])
+
+
 def test_evidence_on_the_lesion_is_one_all_of_it_and_nought_when_spread_evenly():
     mask = disc(112, 112, 40, size=224)
-    assert measures.on_lesion(mask.astype(float), mask) == pytest.approx(1, abs=0.01)
-    assert measures.on_lesion(np.ones((224, 224)), mask) == pytest.approx(0, abs=0.01)
+    assert on_lesion(mask.astype(float), mask) == pytest.approx(1, abs=0.01)
+    assert on_lesion(np.ones((224, 224)), mask) == pytest.approx(0, abs=0.01)
     elsewhere = np.zeros((224, 224))
     elsewhere[:10] = 1
-    assert measures.on_lesion(elsewhere, mask) < -0.1
+    assert on_lesion(elsewhere, mask) < -0.1
 
 
 def test_evidence_beside_the_border_counts_as_on_the_lesion_and_what_speaks_against_does_not_count():
     mask, signed = disc(112, 112, 40, size=224), np.zeros((224, 224))
     signed[112, 112 + 40 + 4] = 1
-    assert measures.on_lesion(signed, mask) == pytest.approx(1, abs=0.02)
+    assert on_lesion(signed, mask) == pytest.approx(1, abs=0.02)
     signed[5, 5] = -9
-    assert measures.on_lesion(signed, mask) == pytest.approx(1, abs=0.02)
+    assert on_lesion(signed, mask) == pytest.approx(1, abs=0.02)
     signed[5, 112] = 9
-    assert measures.on_lesion(signed, mask) < 0.1
+    assert on_lesion(signed, mask) < 0.1
 
 
 @pytest.mark.parametrize(
@@ -339,22 +343,35 @@ def test_evidence_beside_the_border_counts_as_on_the_lesion_and_what_speaks_agai
     ],
 )
 def test_evidence_that_can_not_be_placed_is_not_a_number(signed, mask):
-    assert math.isnan(measures.on_lesion(signed, mask))
+    assert math.isnan(on_lesion(signed, mask))
 
 
-def table_of_maps(on_lesion: dict[str, list[float]]) -> pd.DataFrame:
-    """Explained images of a lesion each, by predicted class, with nothing else known of them."""
-    rows = [{"predicted": name, "on_lesion": value} for name, values in on_lesion.items() for value in values]
-    table = pd.DataFrame(rows).assign(label="nv", additivity_error=0.0)
-    table["lesion_id"] = [f"L{number}" for number in range(len(table))]
-    return table.assign(**{name: math.nan for name in measures.COLUMNS if name not in table})
+def test_an_image_counts_by_how_much_speaks_for_the_class_in_it():
+    rows = pd.DataFrame(
+        {"evidence": [9.0, 1.0, 5.0], "evidence_there": [9.0, 0.0, 5.0], "area_there": [0.5, 0.5, 1.0]}  # the last: unplaced
+    )
+    assert measures.on_lesion(rows)[0] == pytest.approx((9 / 10 - 0.5) / 0.5)
+    assert measures.on_lesion(rows, np.array([[0, 1, 1], [1, 0, 0]], np.float32)) == pytest.approx([-1, 1])
+
+
+def spoken_of(on_lesion: dict[str, list[float]]) -> pd.DataFrame:
+    """Evidence for classes in an image of a lesion each, half of the image being lesion."""
+    rows = [
+        {"class": name, "evidence": 2.0, "evidence_there": 1 + value, "area_there": 0.5}
+        for name, values in on_lesion.items()
+        for value in values
+    ]
+    return pd.DataFrame(rows).assign(lesion_id=[f"L{number}" for number in range(len(rows))])
 
 
 def test_an_artefact_is_suspected_where_enough_lesions_show_it():
-    table = table_of_maps({"df": [0.0, -0.1, 0.1, 0.2, 0.05], "mel": [0.8] * 6, "vasc": [0.0] * 4})
-    summary = measures.summarise(table, ("df", "mel", "nv", "vasc"), seed=1)
+    spoken = spoken_of({"df": [0.0, -0.1, 0.1, 0.2, 0.05], "mel": [0.8] * 6, "vasc": [0.0] * 4})
+    table = pd.DataFrame({"label": "nv", "predicted": "nv", "additivity_error": 0.0, "lesion_id": ["L1", "L2"]})
+    table = table.assign(**dict.fromkeys(measures.COLUMNS, math.nan))
+    summary = measures.summarise(table, spoken, ("df", "mel", "nv", "vasc"), seed=1)
     assert measures.suspected(summary) == ["df"], "four lesions are too few to say"
-    assert summary["by_predicted"]["df"]["on_lesion"]["estimate"] == pytest.approx(0.05)
+    assert summary["by_evidence"]["df"]["images"] == 5
+    assert summary["by_evidence"]["df"]["on_lesion"]["estimate"] == pytest.approx(0.05)
     assert list(summary["by_class"]) == ["nv"]
 
 

@@ -26,7 +26,7 @@ def explanation(**changes: Any) -> dict[str, Any]:
         "additivity": {"median": 1e-6, "max": 1e-5, "limit": 0.05},
         "summary": {
             "overall": {"insertion_over_random": told(0.1), "stability": told(0.7)},
-            "by_predicted": {"df": {"on_lesion": told(0.7)}, "mel": {"on_lesion": told(0.9)}},
+            "by_evidence": {"df": {"on_lesion": told(0.7)}, "mel": {"on_lesion": told(0.9)}},
         },
         "checks": {"randomisation": {"stages": [{"similarity": told(0.8)}, {"similarity": told(0.05)}]}},
     }
@@ -54,7 +54,7 @@ def test_a_sound_explanation_passes_every_gate():
     [
         ({"additivity": {"median": 0.2}}, "explanation_additivity"),
         ({"additivity": {"median": None}}, "explanation_additivity"),
-        ({"summary__by_predicted__df": {"on_lesion": told(0.1)}}, "explanation_on_lesion"),
+        ({"summary__by_evidence__df": {"on_lesion": told(0.1)}}, "explanation_on_lesion"),
         ({"summary__overall__insertion_over_random": told(-0.01)}, "explanation_insertion"),
         ({"summary__overall__insertion_over_random": told(None)}, "explanation_insertion"),
         (
@@ -69,14 +69,14 @@ def test_each_figure_has_its_gate(changes: dict[str, Any], gate: str):
 
 
 def test_the_class_with_an_artefact_is_named():
-    gate = gates(summary__by_predicted__df={"on_lesion": told(0.1)})["explanation_on_lesion"]
+    gate = gates(summary__by_evidence__df={"on_lesion": told(0.1)})["explanation_on_lesion"]
     assert (gate.estimate, gate.threshold) == (0.1, BOUNDS.min_on_lesion)
     assert "look at the maps of df for an artefact" in gate.reason
 
 
 def test_a_class_of_few_lesions_does_not_decide():
-    assert gates(summary__by_predicted__df={"on_lesion": told(0.1, None)})["explanation_on_lesion"].verdict == "pass"
-    nobody = gates(summary__by_predicted={"df": {"on_lesion": told(0.1, None)}})["explanation_on_lesion"]
+    assert gates(summary__by_evidence__df={"on_lesion": told(0.1, None)})["explanation_on_lesion"].verdict == "pass"
+    nobody = gates(summary__by_evidence={"df": {"on_lesion": told(0.1, None)}})["explanation_on_lesion"]
     assert nobody.verdict == "not_applicable"
 
 
@@ -92,7 +92,7 @@ def test_a_class_of_few_lesions_does_not_decide():
 def test_a_bound_may_ask_for_nothing(bound: str, gate: str):
     bounds = BOUNDS.model_copy(update={bound: None})
     bad = {
-        "summary__by_predicted__df": {"on_lesion": told(0.1)},
+        "summary__by_evidence__df": {"on_lesion": told(0.1)},
         "summary__overall__insertion_over_random": told(-1),
         "summary__overall__stability": told(-1),
         "checks__randomisation__stages": [{"similarity": told(1)}],
