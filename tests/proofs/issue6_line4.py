@@ -11,7 +11,8 @@ BOUND = (
     "with the planted artefact (400 phantoms, 5 epochs) the report and the gate both notice in 5 of 5 seeds; without it, no "
     "false alarm in 5 of 5"
 )
-SEEDS, IMAGES, SETTINGS = range(1, 6), 400, ("train.epochs=5",)
+SEEDS, IMAGES = range(1, 6), 400
+SETTINGS = ("train.epochs=5", "train.batch_size=8")  # 200 steps: the ruler is learned
 
 
 def prove() -> tuple[str, bool]:
