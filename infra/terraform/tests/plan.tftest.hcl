@@ -40,7 +40,7 @@ variables {
   budget_emails      = ["platform@example.org"]
 }
 
-run "ledger_is_locked" {
+run "plan" {
   command = plan
 
   assert {
@@ -73,10 +73,6 @@ run "ledger_is_locked" {
     condition     = alltrue([for policy in data.aws_iam_policy_document.bucket : strcontains(policy.json, "aws:SecureTransport")])
     error_message = "every bucket refuses requests without TLS"
   }
-}
-
-run "accounts_have_what_they_need_and_no_more" {
-  command = plan
 
   assert {
     condition     = !strcontains(data.aws_iam_policy_document.account["dermaflow-register"].json, "Delete")
@@ -93,10 +89,6 @@ run "accounts_have_what_they_need_and_no_more" {
     condition     = alltrue([for policy in data.aws_iam_policy_document.account : !strcontains(policy.json, "s3:*")])
     error_message = "no account has every right on a bucket"
   }
-}
-
-run "gpu_nodes_scale_from_zero" {
-  command = plan
 
   assert {
     condition     = aws_eks_node_group.gpu.scaling_config[0].min_size == 0 && aws_eks_node_group.gpu.scaling_config[0].desired_size == 0
@@ -112,10 +104,6 @@ run "gpu_nodes_scale_from_zero" {
     condition     = aws_autoscaling_group_tag.gpu["k8s.io/cluster-autoscaler/node-template/resources/nvidia.com/gpu"].tag[0].value == "1"
     error_message = "the autoscaler must know that a node it has not seen brings a GPU"
   }
-}
-
-run "api_has_no_public_address_unless_asked" {
-  command = plan
 
   assert {
     condition     = !aws_eks_cluster.main.vpc_config[0].endpoint_public_access

@@ -6,6 +6,7 @@ GOVERNANCE or COMPLIANCE, and LEDGER_DAYS, for which a new entry of the ledger c
 
 import os
 import sys
+from typing import Any
 
 import boto3
 
@@ -33,7 +34,7 @@ def main() -> int:
     return _lock(client, ledger, mode, days)
 
 
-def _lock(client, ledger, mode, days):  # noqa: ANN001, ANN202 - boto3 has no types
+def _lock(client: Any, ledger: str, mode: str, days: int) -> int:
     lock = _locked(client, ledger)
     if lock is None:
         print(f"{ledger} is there without object lock, so entries can be removed from it; move what it holds away, delete"
@@ -54,7 +55,7 @@ def _lock(client, ledger, mode, days):  # noqa: ANN001, ANN202 - boto3 has no ty
     return 0
 
 
-def _locked(client, ledger):  # noqa: ANN001, ANN202
+def _locked(client: Any, ledger: str) -> dict[str, Any] | None:
     from botocore.exceptions import ClientError
 
     try:

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import boto3
 
@@ -32,7 +33,7 @@ def main() -> int:
     return 0
 
 
-def _sha256(stream):  # noqa: ANN001, ANN202 - a file, or what boto3 answers
+def _sha256(stream: Any) -> str:
     digest = hashlib.sha256()
     while block := stream.read(1 << 20):
         digest.update(block)
