@@ -24,6 +24,12 @@ once "$folder/postgres/mlflow-password"
 once "$folder/mlflow/admin-password"
 once "$folder/mlflow/flask-secret-key"
 
+# A user of MLflow for runs; kubernetes/README.md says how MLflow comes to know it.
+if [ ! -s "$folder/mlflow/ci.env" ]; then
+  printf 'MLFLOW_TRACKING_USERNAME=dermaflow-ci\nMLFLOW_TRACKING_PASSWORD=%s\n' "$(secret)" > "$folder/mlflow/ci.env.part"
+  mv "$folder/mlflow/ci.env.part" "$folder/mlflow/ci.env"
+fi
+
 # Who may do what in S3: NAME ACTION...; SeaweedFS has no finer rights than these. Object lock keeps the ledger all the same.
 identities=(
   "admin Admin Read Write List Tagging"
