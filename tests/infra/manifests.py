@@ -46,22 +46,19 @@ def named(pod: Object, kind: str) -> set[str]:
     return found
 
 
-def allowed(objects: list[Object], pods: dict[str, dict[str, str]], ports: set[int]) -> set[tuple[str, str, int]]:
-    """(from, to, port) that the network policies let through between pods of the namespace, given the labels of each.
+def allowed(
+    objects: list[Object], pods: dict[str, dict[str, str]], ports: set[int], direction: str
+) -> set[tuple[str, str, int]]:
+    """(from, to, port) that the network policies let out ("Egress") or in ("Ingress") among pods of the namespace, by labels.
 
-    As Kubernetes has it: a pod that a policy selects for a direction may do what some such policy allows, others all; and a
-    connection must be allowed at both its ends. Peers by address are left out: they are no pods of the namespace.
+    As Kubernetes has it: a pod that a policy selects for a direction may do what some such policy allows, others all; a
+    connection needs both. Peers by address or in other namespaces are left out: they are no pods of this one.
     """
     policies = [item["spec"] for item in of_kind(objects, "NetworkPolicy")]
-    return {
-        (source, target, port)
-        for source, out in pods.items()
-        for target, into in pods.items()
-        for port in ports
-        if source != target
-        and _lets(policies, "Egress", "to", out, into, port)
-        and _lets(policies, "Ingress", "from", into, out, port)
-    }
+    ways = {(source, target, port) for source in pods for target in pods for port in ports if source != target}
+    if direction == "Egress":
+        return {way for way in ways if _lets(policies, direction, "to", pods[way[0]], pods[way[1]], way[2])}
+    return {way for way in ways if _lets(policies, direction, "from", pods[way[1]], pods[way[0]], way[2])}
 
 
 def _lets(policies: list[Object], direction: str, key: str, own: dict[str, str], peer: dict[str, str], port: int) -> bool:

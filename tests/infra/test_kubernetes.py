@@ -142,7 +142,8 @@ def test_only_who_must_speaks_with_whom(objects: list[manifests.Object]):
         ("backup", "s3", 8333),
     }  # fmt: skip
     ports = {5000, 5432, 8333, 8888, 9333}
-    assert manifests.allowed(objects, pods, ports) == {way for way in meant if {way[0], way[1]} <= set(pods)}
+    for direction in ("Egress", "Ingress"):
+        assert manifests.allowed(objects, pods, ports, direction) == {way for way in meant if {way[0], way[1]} <= set(pods)}
 
 
 def test_services_find_their_pods(objects: list[manifests.Object]):

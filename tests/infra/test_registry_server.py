@@ -185,3 +185,7 @@ def test_a_new_user_has_no_rights(mlflow_server: str):
     for path, body in (("experiments/create", {"name": "mine"}), ("registered-models/create", {"name": "mine"})):
         answer = requests.post(f"{mlflow_server}/api/2.0/mlflow/{path}", json=body, auth=tuple(user.values()), timeout=30)
         assert answer.status_code == 403, (path, answer.text)
+    read = requests.get(
+        f"{mlflow_server}/api/2.0/mlflow/experiments/get?experiment_id=0", auth=tuple(user.values()), timeout=30
+    )
+    assert read.status_code == 403, read.text
