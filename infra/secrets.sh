@@ -8,7 +8,7 @@ folder=${1:?"usage: infra/secrets.sh FOLDER"}
 mkdir -p "$folder"/{postgres,mlflow,s3}
 top=$(git -C "$folder" rev-parse --show-toplevel 2>/dev/null || true)
 if [ -n "$top" ] && ! git -C "$folder" check-ignore --quiet "$folder/s3/s3.json"; then
-  echo "error: $folder lies in the repository $top and git does not ignore it: secrets there would be committed; name another" >&2
+  echo "error: $folder is in the repository $top and git does not ignore it: its secrets would be committed; name another" >&2
   exit 2
 fi
 

@@ -13,4 +13,5 @@ if [ "$user" = 0 ]; then
 fi
 printf 'DERMAFLOW_UID=%s\nDERMAFLOW_GID=%s\n' "$user" "$group" > .env
 docker compose up --build --detach --wait "$@"
-echo "MLflow http://127.0.0.1:5000 (user admin, password in infra/compose/secrets/mlflow/admin-password), S3 http://127.0.0.1:8333" >&2
+echo "MLflow: http://127.0.0.1:5000, user admin, password in infra/compose/secrets/mlflow/admin-password" >&2
+echo "S3:     http://127.0.0.1:8333, keys in infra/compose/secrets/s3" >&2

@@ -7,39 +7,44 @@ resource "aws_iam_openid_connect_provider" "cluster" {
 locals {
   issuer = trimprefix(aws_eks_cluster.main.identity[0].oidc[0].issuer, "https://")
 
+  read   = ["s3:GetObject", "s3:GetObjectVersion"]
+  append = concat(local.read, ["s3:GetObjectRetention", "s3:PutObject"])
+  backup = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
+  write  = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
+
   # Service account => what it may do: with objects (actions, where), and which buckets it may list.
   accounts = {
     dermaflow-steps = {
       list = ["data", "artifacts"]
       objects = {
-        ReadData       = { actions = ["s3:GetObject", "s3:GetObjectVersion"], on = ["${local.arn.data}/*"] }
-        WriteArtifacts = { actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], on = ["${local.arn.artifacts}/*"] }
+        ReadData       = { actions = local.read, on = ["${local.arn.data}/*"] }
+        WriteArtifacts = { actions = local.write, on = ["${local.arn.artifacts}/*"] }
       }
     }
     dermaflow-register = {
       list = ["ledger", "artifacts"]
       objects = {
-        Append        = { actions = ["s3:GetObject", "s3:GetObjectVersion", "s3:GetObjectRetention", "s3:PutObject"], on = ["${local.arn.ledger}/*"] }
-        ReadArtifacts = { actions = ["s3:GetObject"], on = ["${local.arn.artifacts}/*"] }
+        Append        = { actions = local.append, on = ["${local.arn.ledger}/*"] }
+        ReadArtifacts = { actions = local.read, on = ["${local.arn.artifacts}/*"] }
       }
     }
     dermaflow-trigger = {
       list = ["data", "artifacts"]
       objects = {
-        ReadData  = { actions = ["s3:GetObject", "s3:GetObjectVersion"], on = ["${local.arn.data}/*"] }
+        ReadData  = { actions = local.read, on = ["${local.arn.data}/*"] }
         WriteTurn = { actions = ["s3:GetObject", "s3:PutObject"], on = ["${local.arn.artifacts}/trigger/*"] }
       }
     }
     mlflow = {
       list = ["artifacts"]
       objects = {
-        Artifacts = { actions = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"], on = ["${local.arn.artifacts}/mlflow/*"] }
+        Artifacts = { actions = local.write, on = ["${local.arn.artifacts}/mlflow/*"] }
       }
     }
     maintenance = {
       list = []
       objects = {
-        Backups = { actions = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"], on = ["${local.arn.backups}/postgres/*"] }
+        Backups = { actions = local.backup, on = ["${local.arn.backups}/postgres/*"] }
       }
     }
   }
@@ -134,8 +139,15 @@ resource "aws_iam_role_policy" "disks" {
 
 data "aws_iam_policy_document" "disks" {
   statement {
-    sid       = "EncryptedDisks"
-    actions   = ["kms:Encrypt", "kms:Decrypt", "kms:ReEncryptFrom", "kms:ReEncryptTo", "kms:GenerateDataKeyWithoutPlaintext", "kms:DescribeKey"]
+    sid = "EncryptedDisks"
+    actions = [
+      "kms:Encrypt",
+      "kms:Decrypt",
+      "kms:ReEncryptFrom",
+      "kms:ReEncryptTo",
+      "kms:GenerateDataKeyWithoutPlaintext",
+      "kms:DescribeKey",
+    ]
     resources = [aws_kms_key.main.arn]
   }
 

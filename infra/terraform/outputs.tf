@@ -57,7 +57,7 @@ locals {
         apiVersion = "v1"
         kind       = "ConfigMap"
         metadata   = { name = "dermaflow-buckets", namespace = local.namespace }
-        data       = { for key in ["data", "artifacts", "ledger", "backups"] : "${upper(key)}_BUCKET" => aws_s3_bucket.all[key].bucket }
+        data       = { for key, bucket in aws_s3_bucket.all : "${upper(key)}_BUCKET" => bucket.bucket if key != "logs" }
       },
     ],
     [

@@ -19,7 +19,7 @@ locals {
 resource "aws_s3_bucket" "all" {
   for_each = local.buckets
 
-  # checkov:skip=CKV_AWS_144: copies in a second region double the cost; versions and locks guard against people, S3 against disks
+  # checkov:skip=CKV_AWS_144: copies in a second region double the cost; versions and locks guard against people
   # checkov:skip=CKV2_AWS_62: nothing listens; `dermaflow trigger` asks for new data
   # checkov:skip=CKV_AWS_18: all but the bucket of logs are logged, by aws_s3_bucket_logging.all
   bucket              = each.value

@@ -19,7 +19,7 @@ variable "name" {
 }
 
 variable "vpc_id" {
-  description = "The network that the cluster joins. It is not made here: address plans, peerings and exits are an organisation's."
+  description = "The network that the cluster joins; not made here, since address plans and exits are an organisation's."
   type        = string
 
   validation {
@@ -29,11 +29,13 @@ variable "vpc_id" {
 }
 
 variable "private_subnet_ids" {
-  description = "Private subnets with a way out (NAT or endpoints), in at least two zones; nodes and the cluster's own interfaces."
+  description = "Private subnets with a way out (NAT or endpoints), in at least two zones."
   type        = list(string)
 
   validation {
-    condition     = length(var.private_subnet_ids) >= 2 && alltrue([for id in var.private_subnet_ids : can(regex("^subnet-[0-9a-f]+$", id))])
+    condition = length(var.private_subnet_ids) >= 2 && alltrue([
+      for id in var.private_subnet_ids : can(regex("^subnet-[0-9a-f]+$", id))
+    ])
     error_message = "private_subnet_ids must name at least two subnets, like subnet-0123456789abcdef0."
   }
 }
@@ -65,7 +67,9 @@ variable "administrators" {
   type        = set(string)
 
   validation {
-    condition     = length(var.administrators) > 0 && alltrue([for arn in var.administrators : can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$", arn))])
+    condition = length(var.administrators) > 0 && alltrue([
+      for arn in var.administrators : can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:role/.+$", arn))
+    ])
     error_message = "administrators must name at least one role, as arn:aws:iam::<account>:role/<name>."
   }
 }
@@ -87,7 +91,7 @@ variable "cpu_nodes" {
 }
 
 variable "gpu_nodes" {
-  description = "The pool for training; it has no node while nothing trains. One GPU an instance, so that each architecture has a node."
+  description = "The pool for training, without a node while nothing trains. One GPU an instance: each architecture has a node."
   type = object({
     instance_types = optional(list(string), ["g5.2xlarge"])
     spot           = optional(bool, false) # a reclaimed node costs the time since the last checkpoint, five minutes by default
@@ -103,7 +107,7 @@ variable "gpu_nodes" {
 }
 
 variable "ledger_mode" {
-  description = "COMPLIANCE: nobody removes an entry before its time, not even the account's root. GOVERNANCE: who has the right may."
+  description = "COMPLIANCE: nobody, not even the account's root, removes an entry early. GOVERNANCE: who has the right may."
   type        = string
   default     = "COMPLIANCE"
 
@@ -149,7 +153,7 @@ variable "budget_emails" {
   type        = list(string)
 
   validation {
-    condition     = length(var.budget_emails) > 0 && alltrue([for mail in var.budget_emails : can(regex("^[^@ ]+@[^@ ]+$", mail))])
+    condition     = length(var.budget_emails) > 0 && alltrue([for to in var.budget_emails : can(regex("^[^@ ]+@[^@ ]+$", to))])
     error_message = "budget_emails must name at least one address."
   }
 }
