@@ -28,13 +28,15 @@ def initialised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the folder with its provider: from the registry, or from a folder laid out as terraform's mirror."""
     command, copy = terraform(), tmp_path_factory.mktemp("terraform") / "terraform"
     shutil.copytree(FOLDER, copy, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "terraform.tfvars"))
-    mirrors = [path.parent for depth in ("*", "*/*", "*/*/*") for path in Path("/").glob(f"{depth}/registry.terraform.io")
-               if not path.is_relative_to("/proc")]  # fmt: skip
+    places = [Path("/", top) for top in ("opt", "srv", "usr/share", "usr/local/share")]  # terraform knows those at home itself
+    mirrors = [
+        path.parent for place in places for depth in ("", "*/", "*/*/") for path in place.glob(f"{depth}registry.terraform.io")
+    ]
     told = ""
-    for place in (*([f"-plugin-dir={mirror}"] for mirror in mirrors), []):
+    for source in (*([f"-plugin-dir={mirror}"] for mirror in mirrors), []):
         try:
             done = subprocess.run(
-                [command, "init", "-backend=false", "-input=false", "-no-color", *place],
+                [command, "init", "-backend=false", "-input=false", "-no-color", *source],
                 cwd=copy, capture_output=True, text=True, check=False, env=ENVIRONMENT, timeout=120,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
