@@ -6,13 +6,14 @@ PHANTOMS := data/phantom
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-dev run test check format compile bench prove lock clean
+.PHONY: help setup setup-dev setup-infra run test check check-infra format compile bench prove lock clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
 
 setup: .venv/.runtime  ## make .venv with the dermaflow command in it
 setup-dev: .venv/.dev  ## the same, with what tests and checks need
+setup-infra: .venv-infra/.done  ## the checkers of infra/ and .github/, in an environment of their own
 
 run: setup  ## the main job on synthetic images: the whole pipeline, to a registered, explained model
 	$(BIN)/dermaflow data phantom $(PHANTOMS) --images 420 --seed 7
@@ -25,9 +26,12 @@ check: setup-dev  ## lint, types, shell scripts, YAML, import weight
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run
+	$(BIN)/shellcheck .ci/run infra/secrets.sh infra/compose/up.sh infra/kubernetes/base/postgres/databases.sh
 	$(BIN)/yamllint -s .
 	$(BIN)/python tests/import_weight.py
+
+check-infra: setup-dev setup-infra  ## manifests, terraform, compose, workflows: valid, restricted, and as they are meant
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder tests/infra
 
 format: setup-dev  ## put the code into its form
 	$(BIN)/ruff check --fix .
@@ -45,6 +49,8 @@ prove: setup-dev  ## every "must hold" at full size; resumable; writes docs/proo
 lock: setup-dev  ## write the locked requirements anew (needs uv on PATH)
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements/runtime.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --extra dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 requirements/infra.in -o requirements/infra.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/mlflow/requirements.in -o infra/mlflow/requirements.txt
 
 clean:  ## remove what runs leave behind, the registry included
 	rm -rf runs .dermaflow artifacts validation data/phantom
@@ -66,3 +72,9 @@ clean:  ## remove what runs leave behind, the registry included
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@ .venv/.runtime
+
+.venv-infra/.done: requirements/infra.txt | .venv/bin/python
+	@echo "installing the checkers of infra/ (about 0.5 GB, half a minute)"
+	$(PYTHON) -m venv .venv-infra
+	.venv-infra/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/infra.txt
+	@touch $@
