@@ -103,10 +103,14 @@ def compile(  # noqa: A001 - the verb that KFP users know
     profile: Profile = "default",
     overrides: Sets = None,
 ) -> None:
-    """Compile the pipeline to KFP's IR YAML; its parameters default to the profile's values."""
-    from pipelines import graph
+    """Compile the pipeline to KFP's IR YAML; its parameters default to the profile's values.
 
-    graph.compile_to(output, load_params(profile, overrides or ()))
+    Images are named by digest as far as infra/images/lock.yaml has them.
+    """
+    from pipelines import graph
+    from pipelines.images import read_lock
+
+    graph.compile_to(output, load_params(profile, overrides or ()), read_lock())
     typer.echo(f"{output}: {output.stat().st_size / 1024:.0f} KiB", err=True)
 
 
