@@ -22,12 +22,13 @@ _HEADER = re.compile(
 _ORDER = (*BEFORE, *TASKS[:_REGISTER], *OUT_OF_FOLD, *TASKS[_REGISTER:])
 
 
-def compile_to(output: Path, params: Params, lock: ImagesLock | None = None) -> None:
+def compile_to(output: Path, params: Params, lock: ImagesLock | None = None, always_fresh: tuple[str, ...] = ()) -> None:
     """Compile the pipeline to IR YAML; the file appears whole or not at all.
 
     Parameters
     ----------
     lock: images by digest; None leaves their names.
+    always_fresh: tasks whose answer is never taken from the cache, whatever the table says.
 
     Raises
     ------
@@ -41,7 +42,7 @@ def compile_to(output: Path, params: Params, lock: ImagesLock | None = None) -> 
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"--output {output}: KFP reads IR from files named .yaml")
-    pipeline = training_pipeline(default_arguments(params), provision=Provision(read_table(), lock))
+    pipeline = training_pipeline(default_arguments(params), provision=Provision(read_table(), lock, always_fresh))
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "pipeline.yaml")
         compiler.Compiler().compile(pipeline, str(written))

@@ -73,6 +73,7 @@ class Secret(Section):
 class Run(Section):
     deadline_hours: Positive
     ttl_hours: Ttl
+    namespace: Name
     service_account: Name
     user: Annotated[int, Field(ge=1000)]
     labels: Mapping[str, str]
@@ -91,6 +92,7 @@ class Gpu(Section):
 class Pool(Section):
     label: str
     value: str
+    from_zero: bool = False
 
 
 class Backoff(Section):
@@ -181,10 +183,12 @@ class Provision:
     Parameters
     ----------
     lock: images by digest; None leaves the names that the components have.
+    always_fresh: tasks whose answer is never taken from the cache.
     """
 
     table: Table
     lock: ImagesLock | None = None
+    always_fresh: tuple[str, ...] = ()
 
     def config(self) -> Any:
         """Of the whole run: its deadline, and how long the cluster remembers it."""
@@ -201,6 +205,8 @@ class Provision:
         """Provision every task of a pipeline that is being defined."""
         apply_retries(tasks, self.table)
         for name, task in tasks.items():
+            if name in self.always_fresh:
+                task.set_caching_options(enable_caching=False)
             self._resources(task, self.table.tasks[name])
             self._place(task, name, self.table.tasks[name])
             self._access(task, self.table.tasks[name])
