@@ -158,8 +158,7 @@ def arguments(params: Params, table: provision.Table) -> dict[str, Any]:
 
 def locked(params: Params, table: provision.Table, path: Path = LOCK) -> ImagesLock:
     """The lock with every image that the pipeline needs; raises InputError with the remedy where one can not be pulled."""
-    names = [task["name"] for task in graph.tasks(params)]
-    return require_released(provision.groups(names, table), path)
+    return require_released(provision.groups(graph.names(params), table), path)
 
 
 def submit(

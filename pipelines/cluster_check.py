@@ -84,8 +84,7 @@ def _look_at_parameters(request: Request) -> str:
 
 def _look_at_images(request: Request) -> str:
     lock = cluster.locked(request.params, request.table, request.lock)
-    names = [task["name"] for task in graph.tasks(request.params)]
-    wanted = provision.groups(names, request.table)
+    wanted = provision.groups(graph.names(request.params), request.table)
     faults = []
     for group in wanted:
         try:

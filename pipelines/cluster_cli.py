@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from dermaflow import places
-from dermaflow.errors import InputError
 from dermaflow.params import Params, load_params
 from pipelines import show
 from pipelines.images import LOCK
@@ -183,15 +182,8 @@ def _prepared(params: Params, host: str | None, namespace: str | None, lock: Pat
     from pipelines import cluster, preflight, provision
 
     table = provision.read_table()
-    faults = []
-    for look in (lambda: cluster.locked(params, table, lock), lambda: cluster.require_reachable(params, table)):
-        try:
-            look()
-        except InputError as error:
-            faults.append(str(error))
-    if faults:
-        raise InputError("\n".join(faults))
-    preflight.require(params)
     images = cluster.locked(params, table, lock)
+    cluster.require_reachable(params, table)
+    preflight.require(params)
     found = cluster.connect(host, namespace)
     return found, lambda name: cluster.submit(found, params, images, name, cluster.arguments(params, table), table)

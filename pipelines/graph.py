@@ -60,6 +60,12 @@ def compile_to(output: Path, params: Params, lock: ImagesLock | None = None, alw
         raise InputError(f"--output {output}: can not be written: {error.strerror}") from error
 
 
+def names(params: Params) -> list[str]:
+    """The tasks that the pipeline has with these parameters, in their order; nothing is compiled for it."""
+    there = {*TASKS, *(BEFORE if params.augment.before_split else ()), *(OUT_OF_FOLD if params.split.folds else ())}
+    return [name for name in _ORDER if name in there]
+
+
 def tasks(params: Params) -> list[dict[str, Any]]:
     """The compiled pipeline's tasks in the order in which they run: name, after (tasks), image, gpu (count), cached."""
     with tempfile.TemporaryDirectory() as scratch:

@@ -1,8 +1,8 @@
 """A STUB of the Kubeflow Pipelines API, for tests of our client: no cluster, no pod, nothing is run.
 
-What makes it more than a mock: kfp's real client speaks HTTP with it; every request is read, and every reply built, by the models
-of kfp-server-api, and a field that they do not know is an error; an uploaded pipeline is parsed by KFP's protobufs; a run's
-parameters must be those of its pipeline, of their types. What it can not show: what a real backend does with them.
+What makes it more than a mock: kfp's real client speaks HTTP with it; every request is read, and every reply built, by the
+models of kfp-server-api, and a field that they do not know is an error; an uploaded pipeline is parsed by KFP's protobufs; a
+run's parameters must be those of its pipeline, of their types. What it can not show: what a real backend does with them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _KINDS = {
 NOW = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 
 
-class Refusal(Exception):
+class RefusalError(Exception):
     """What the backend would refuse, with the status of its answer."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -80,7 +80,7 @@ class KfpStub(LocalServer):
     def upload(self, name: str, spec: dict[str, Any], namespace: str | None) -> Any:
         self._require_namespace(namespace)
         if any(pipeline.display_name == name for pipeline in self.pipelines):
-            raise Refusal(409, f"Pipeline {name} already exists")
+            raise RefusalError(409, f"Pipeline {name} already exists")
         made = api.V2beta1Pipeline(pipeline_id=_id(), display_name=name, namespace=namespace, created_at=NOW)
         self.pipelines.append(made)
         self.upload_version(made.pipeline_id, name, spec)
@@ -89,7 +89,7 @@ class KfpStub(LocalServer):
     def upload_version(self, pipeline_id: str, name: str, spec: dict[str, Any]) -> Any:
         _one(self.pipelines, "pipeline_id", pipeline_id)
         if any((version.pipeline_id, version.display_name) == (pipeline_id, name) for version in self.versions):
-            raise Refusal(409, f"Pipeline version {name} already exists")
+            raise RefusalError(409, f"Pipeline version {name} already exists")
         made = api.V2beta1PipelineVersion(
             pipeline_id=pipeline_id, pipeline_version_id=_id(), display_name=name, pipeline_spec=spec, created_at=NOW
         )
@@ -99,7 +99,7 @@ class KfpStub(LocalServer):
     def create_experiment(self, asked: Any) -> Any:
         self._require_namespace(asked.namespace)
         if any(one.display_name == asked.display_name for one in self.experiments):
-            raise Refusal(409, f"Experiment {asked.display_name} already exists")
+            raise RefusalError(409, f"Experiment {asked.display_name} already exists")
         asked.experiment_id, asked.created_at = _id(), NOW
         self.experiments.append(asked)
         return asked
@@ -146,7 +146,7 @@ class KfpStub(LocalServer):
         self._require_startable(asked)
         cron = asked.trigger.cron_schedule.cron
         if len(cron.split()) != 6:
-            raise Refusal(400, f"{cron} is no cron schedule of six fields")
+            raise RefusalError(400, f"{cron} is no cron schedule of six fields")
         asked.recurring_run_id, asked.created_at = _id(), NOW
         asked.namespace = _one(self.experiments, "experiment_id", asked.experiment_id).namespace
         asked.status = "ENABLED" if asked.mode == "ENABLE" else "DISABLED"
@@ -160,9 +160,9 @@ class KfpStub(LocalServer):
 
     def _require_namespace(self, namespace: str | None) -> None:
         if self.multi_user and not namespace:
-            raise Refusal(400, "In multi-user mode the namespace must not be empty")
+            raise RefusalError(400, "In multi-user mode the namespace must not be empty")
         if not self.multi_user and namespace:
-            raise Refusal(400, "In single-user mode there must be no namespace")
+            raise RefusalError(400, "In single-user mode there must be no namespace")
 
     def _require_startable(self, asked: Any) -> None:
         _one(self.experiments, "experiment_id", asked.experiment_id)
@@ -170,18 +170,18 @@ class KfpStub(LocalServer):
         known = spec["root"]["inputDefinitions"]["parameters"]
         given = asked.runtime_config.parameters or {}
         if unknown := set(given) - set(known):
-            raise Refusal(400, f"the pipeline has no parameters {sorted(unknown)}")
+            raise RefusalError(400, f"the pipeline has no parameters {sorted(unknown)}")
         for name, value in given.items():
             if not isinstance(value, _KINDS[known[name]["parameterType"]]):
-                raise Refusal(400, f"parameter {name} must be {known[name]['parameterType']}, is {value!r}")
+                raise RefusalError(400, f"parameter {name} must be {known[name]['parameterType']}, is {value!r}")
         if missing := [name for name, said in known.items() if name not in given and "defaultValue" not in said]:
-            raise Refusal(400, f"parameters {missing} are missing")
+            raise RefusalError(400, f"parameters {missing} are missing")
 
     def _spec_of(self, run: Any) -> dict[str, Any]:
         wanted = run.pipeline_version_reference
         version = _one(self.versions, "pipeline_version_id", wanted.pipeline_version_id)
         if version.pipeline_id != wanted.pipeline_id:
-            raise Refusal(400, "the version is of another pipeline")
+            raise RefusalError(400, "the version is of another pipeline")
         return dict(version.pipeline_spec["pipeline_spec"])
 
     def _tasks_of(self, run: Any) -> list[str]:
@@ -213,7 +213,7 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
             try:
                 self._admit()
                 status, value = 200, self._route(urlsplit(self.path), body)
-            except Refusal as refusal:
+            except RefusalError as refusal:
                 status, value = refusal.status, api.GoogleRpcStatus(code=3, message=str(refusal))
         said = json.dumps(checked(value) if value is not None else {}).encode()
         self.send_response(status)
@@ -226,11 +226,11 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
     def _admit(self) -> None:
         if self.server.down > 0:
             self.server.down -= 1
-            raise Refusal(503, "no healthy upstream")
+            raise RefusalError(503, "no healthy upstream")
         if self.server.token and self.headers.get("authorization") != f"Bearer {self.server.token}":
-            raise Refusal(401, "Request is not authenticated")
+            raise RefusalError(401, "Request is not authenticated")
 
-    def _route(self, url: Any, body: bytes) -> Any:
+    def _route(self, url: Any, body: bytes) -> Any:  # noqa: PLR0911 - a table of what the API has
         stub, asked = self.server, {key: value[0] for key, value in parse_qs(url.query).items()}
         place = url.path.removeprefix("/apis/v2beta1/")
         match (self.command, *re.split(r"[/:]", place)):
@@ -268,7 +268,7 @@ class _Handler(Quiet, BaseHTTPRequestHandler):
                 return stub.create_recurring(_read(body, "V2beta1RecurringRun"))
             case ("DELETE", "recurringruns", recurring_run_id):
                 return stub.delete_recurring(recurring_run_id)
-        raise Refusal(404, f"{self.command} {url.path} is not known")
+        raise RefusalError(404, f"{self.command} {url.path} is not known")
 
 
 def checked(value: Any) -> Any:
@@ -283,7 +283,7 @@ def _read(body: bytes, model: str) -> Any:
     """A request by its model; a field that the model does not know is refused, as protobuf's JSON does."""
     given = json.loads(body)
     if unknown := set(given) - set(getattr(api, model).attribute_map.values()):
-        raise Refusal(400, f"unknown fields {sorted(unknown)}")
+        raise RefusalError(400, f"unknown fields {sorted(unknown)}")
     return _CLIENT.deserialize(_Reply(given), model)
 
 
@@ -310,7 +310,7 @@ def _parsed(text: str) -> dict[str, Any]:
         for executor in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].values():
             json_format.ParseDict(executor, kubernetes_executor_config_pb2.KubernetesExecutorConfig())
     except json_format.ParseError as error:
-        raise Refusal(400, f"the pipeline can not be read: {error}") from error
+        raise RefusalError(400, f"the pipeline can not be read: {error}") from error
     return {"pipeline_spec": spec, "platform_spec": platform}
 
 
@@ -331,7 +331,7 @@ def _one(found: list[Any], key: str, value: str) -> Any:
     for one in found:
         if getattr(one, key) == value:
             return one
-    raise Refusal(404, f"{key} {value} is not found")
+    raise RefusalError(404, f"{key} {value} is not found")
 
 
 def _id() -> str:

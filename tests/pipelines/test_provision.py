@@ -16,7 +16,8 @@ from dermaflow import images as names
 from dermaflow.architectures import ARCHITECTURES
 from dermaflow.errors import InputError
 from dermaflow.params import load_params
-from pipelines.graph import compile_to
+from pipelines.graph import compile_to, tasks
+from pipelines.graph import names as names_of
 from pipelines.images import GROUPS, ImagesLock, group_of
 from pipelines.provision import TABLE, amount, groups, read_table, trainings
 from tests.golden import PROFILES, compiled, golden
@@ -65,6 +66,18 @@ def env_of(container):
 
 def test_every_task_of_every_variant_has_a_row_and_every_row_a_task(table):
     assert set(table.tasks) == {*BEFORE, *TASKS, *OUT_OF_FOLD}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_tasks_of_a_run_are_known_without_compiling_it(variant):
+    profile, *overrides = VARIANTS[variant]
+    before = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        params = load_params(profile, overrides)
+        assert names_of(params) == [task["name"] for task in tasks(params)]
+    finally:
+        os.chdir(before)
 
 
 def test_every_task_has_limits_retry_and_timeout_as_the_table_says(told, table):
