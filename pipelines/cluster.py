@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from dermaflow import weights
+from dermaflow import kubeflow, weights
 from dermaflow.artifacts import file_digest
 from dermaflow.errors import GateError, InputError
 from dermaflow.params import Params
@@ -52,8 +52,7 @@ class Cluster:
 
     def link(self, run_id: str) -> str:
         """Where a person finds the run."""
-        page = os.environ.get("KF_PIPELINES_UI_ENDPOINT", self.host).rstrip("/")
-        return f"{page}/#/runs/details/{run_id}"
+        return kubeflow.run_page(self.host, run_id)
 
 
 @dataclass(frozen=True)
@@ -94,7 +93,7 @@ def connect(host: str | None = None, namespace: str | None = None) -> Cluster:
     named = host or os.environ.get("KF_PIPELINES_ENDPOINT")
     space = namespace or provision.read_table().run.namespace
     with _quiet(), _faults("the KFP API", named):
-        client = kfp.Client(host=named, namespace=space, **_credentials())
+        client = kfp.Client(host=named, namespace=space, **kubeflow.credentials())
         url = str(client._existing_config.host)  # noqa: SLF001 - what kfp took from cluster or kubeconfig, it tells nowhere else
         if not named and url == kfp_server_api.Configuration().host:
             raise InputError(f"no KFP API is named, and there is neither a cluster around nor a kubeconfig; {_HOSTS}")
@@ -225,7 +224,7 @@ def follow(cluster: Cluster, run_id: str, on_task: Callable[[str, str], None], p
                 raise InputError(f"{error}; the run goes on without being looked at: {cluster.link(run_id)}") from error
             time.sleep(poll)
             continue
-        for task in _tasks(run):
+        for task in kubeflow.tasks_of(run):
             state = str(task.state)
             if seen.get(task.task_id) != state:
                 seen[task.task_id] = state
@@ -274,22 +273,13 @@ def _get_run(cluster: Cluster, run_id: str) -> Any:
         return cluster.client.get_run(run_id)
 
 
-def _tasks(run: Any) -> list[Any]:
-    found = (run.run_details.task_details if run.run_details else None) or []
-    return [task for task in found if task.state]
-
-
 def _outcome(run: Any) -> Outcome:
     if run.state == "SUCCEEDED":
         return Outcome(run.run_id, run.state)
-    failed = [task for task in _tasks(run) if task.state == "FAILED"]
-    leaves = [task for task in failed if not task.child_tasks] or failed
-    first = min(leaves, key=lambda task: (task.end_time is None, task.end_time), default=None)
-    said = [error.message for error in (getattr(first, "error", None), run.error) if error is not None and error.message]
+    step, said = kubeflow.first_failure(run)
     if run.state == "CANCELED":
-        said = ["it was cancelled"]
-    message = said[0] if said else "KFP tells no reason; the step's log is on the run's page"
-    return Outcome(run.run_id, run.state, str(first.display_name) if first else None, message)
+        said = "it was cancelled"
+    return Outcome(run.run_id, run.state, step, said or "KFP tells no reason; the step's log is on the run's page")
 
 
 def _new_pipeline(cluster: Cluster, path: Path) -> str:
@@ -321,24 +311,6 @@ def _new_version(cluster: Cluster, pipeline_id: str, name: str, path: Path) -> s
 def _version(cluster: Cluster, pipeline_id: str, name: str) -> str | None:
     found = cluster.client.list_pipeline_versions(pipeline_id, filter=equals("display_name", name)).pipeline_versions
     return str(found[0].pipeline_version_id) if found else None
-
-
-def _credentials() -> dict[str, Any]:
-    """Arguments of kfp.Client that say who asks, from the environment of this call."""
-    from kfp.client import ServiceAccountTokenVolumeCredentials
-
-    found: dict[str, Any] = {}
-    if path := os.environ.get("KF_PIPELINES_TOKEN_FILE") or os.environ.get("KF_PIPELINES_SA_TOKEN_PATH"):
-        if not Path(path).is_file():
-            raise InputError(f"KF_PIPELINES_TOKEN_FILE: {path} is not a file; mount the service account's token there")
-        found["credentials"] = ServiceAccountTokenVolumeCredentials(path)  # read again for each call: such tokens expire
-    if token := os.environ.get("KF_PIPELINES_TOKEN"):
-        found["existing_token"] = token
-    if cookies := os.environ.get("KF_PIPELINES_COOKIES"):
-        found["cookies"] = cookies
-    if authority := os.environ.get("KF_PIPELINES_CA"):
-        found["ssl_ca_cert"] = authority
-    return found
 
 
 @contextmanager

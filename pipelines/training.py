@@ -33,7 +33,7 @@ from pipelines.code import code_digest
 from pipelines.provision import Provision, apply_retries, read_table, trainings
 
 PIPELINE_NAME = "dermaflow"
-RUN_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+RUN_ID, JOB_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER, dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
 
 def _named(component: Any, name: str) -> Any:
@@ -106,7 +106,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provisi
         6. register creates the version and its evidence; promote applies the policy.
         7. Whatever happened, notify tells it.
         """
-        told = notify_step(run_id=RUN_ID, profile=profile)
+        told = notify_step(run_id=RUN_ID, job_id=JOB_ID, profile=profile, register=register)
         told.set_display_name("Tell the outcome")
 
         with dsl.ExitHandler(told, name="training"):

@@ -79,12 +79,8 @@ def registered(url, source, digest, lesions, folder):
 
 def test_called_ten_times_at_once_on_the_same_new_data_it_starts_one_run(place, stub, options):
     command = [str(DERMAFLOW), "trigger", "--json", *options]
-    callers = [
-        subprocess.Popen(
-            command, cwd=place.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
-        )
-        for _ in range(10)
-    ]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    callers = [subprocess.Popen(command, cwd=place.path, text=True, env=dict(os.environ), **pipes) for _ in range(10)]
     said = [caller.communicate() for caller in callers]
     assert [caller.returncode for caller in callers] == [0] * 10, said
     told = [json.loads(out) for out, _ in said]
