@@ -12,6 +12,7 @@ import json
 import os
 import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dermaflow.errors import InputError
 from dermaflow.storage import S3, split_uri
 
 _CLAIMED, _STARTED = "claimed", "started"
+_PAUSES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # seconds after each answer of S3 that two write the same object at once
 
 
 class Place(Protocol):
@@ -135,14 +137,19 @@ class _Bucket:
     def create(self, name: str, text: str) -> bool:
         from botocore.exceptions import ClientError
 
-        try:
-            with self._faults():
-                self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode(), IfNoneMatch="*")
-        except ClientError as error:
-            if _status(error) in (409, 412):  # there is one | another is being written at this moment
-                return False
-            raise
-        return True
+        for pause in _PAUSES:
+            try:
+                with self._faults():
+                    self._client.put_object(Bucket=self._bucket, Key=self._key(name), Body=text.encode(), IfNoneMatch="*")
+            except ClientError as error:
+                if _status(error) == 412:  # there is one
+                    return False
+                if _status(error) != 409:  # another is being written at this moment, and may come to nothing
+                    raise
+                time.sleep(pause)
+            else:
+                return True
+        raise InputError(f"--claims {self._uri}: the store could not decide who writes {name}; call again")
 
     def read(self, name: str) -> str | None:
         from botocore.exceptions import ClientError

@@ -49,7 +49,7 @@ On = Annotated[
     Literal["local", "cluster"], typer.Option("--on", help="Where: processes of this machine, or Kubeflow Pipelines.")
 ]
 
-cluster_cli.add_to(app, lambda params, on_start: run_locally(params, as_json=False, on_start=on_start))
+cluster_cli.add_to(app)
 
 
 @app.command()

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from pipelines.cluster import Cluster
     from pipelines.preflight import Check
 
-RunLocally = Callable[[Params, Callable[[str], None]], None]
-
 Profile = Annotated[str, typer.Option("--profile", "-p", help="Parameter set: default, or an overlay in params/.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one parameter. Repeatable.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
@@ -34,19 +32,10 @@ Images = Annotated[Path, typer.Option("--images", metavar="FILE", help="The lock
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id on the cluster.")]
 
 
-def add_to(app: typer.Typer, run_locally: RunLocally) -> None:
-    """Add the commands to `dermaflow`.
-
-    Parameters
-    ----------
-    run_locally: runs the pipeline in local processes, and tells the run's id when it has begun.
-    """
+def add_to(app: typer.Typer) -> None:
+    """Add the commands to `dermaflow`."""
     for command in (submit, cancel, schedule, trigger):
         app.command()(command)
-    _LOCALLY.append(run_locally)
-
-
-_LOCALLY: list[RunLocally] = []  # the command's own way to run, which this module lies below
 
 
 def submit(
@@ -157,7 +146,9 @@ def trigger(
     else:
 
         def begin(name: str, tell: Callable[[str], None]) -> None:  # noqa: ARG001 - a local run has an id alone
-            _LOCALLY[0](params, tell)
+            from pipelines.cli import run_locally  # not before: it lies above this module
+
+            run_locally(params, as_json=False, on_start=tell)
 
     news = work.look(params, input_digest(params.data, places.state() / "ingest"))
     decision = work.trigger(params, news, place, begin, at_least=at_least, retry_after=datetime.timedelta(minutes=retry_after))

@@ -100,7 +100,8 @@ def trigger(
     if news.same:
         return Decision("nothing new", f"{news.source} is what {news.version} was made from")
     if news.new_lesions < at_least:
-        return Decision("too few", f"{news.new_lesions} new lesions since {news.version}, a run is worth it from {at_least} on")
+        since = news.version or "nothing was registered yet"
+        return Decision("too few", f"{news.new_lesions} new lesions since {since}, a run is worth it from {at_least} on")
     claim, ours = claims.take(key_of(params, news.digest), retry_after)
     if not ours:
         return Decision("claimed", _first(claim, retry_after), claim.run_id)

@@ -7,7 +7,7 @@ import shutil
 
 from tests.workspace import TINY, Workspace, sets
 
-OPTIONS = ["--on", "local", "--profile", "phantom", *sets(*TINY)]
+OPTIONS = ["--on", "local", "--at-least", "4", "--profile", "phantom", *sets(*TINY)]
 
 
 def triggered(place: Workspace, *arguments: str):
