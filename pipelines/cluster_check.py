@@ -256,7 +256,7 @@ def _kubernetes() -> CoreV1Api:
         config.load_incluster_config()
     except config.ConfigException:
         try:
-            config.load_kube_config()
+            config.load_kube_config(os.environ.get("KUBECONFIG"))  # it looks for itself when it is imported alone
         except (config.ConfigException, OSError) as error:
             raise InputError("no kubeconfig says where the cluster is; set KUBECONFIG, or run this in a pod") from error
     return client.CoreV1Api()

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from tests.proofs.clone import fresh_clone, pytest
 
-BOUND = "trigger called 10 times at once on the same new data starts one run (a real conditional create on S3 and on a folder decides)"
+BOUND = (
+    "trigger called 10 times at once on the same new data starts one run (a real conditional create on S3 and on a folder "
+    "decides)"
+)
 
 
 def prove() -> tuple[str, bool]:
