@@ -10,15 +10,17 @@ import json
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
-from pipelines import show
+from pipelines import cluster_cli, show
+from pipelines.images import LOCK
 
 app = typer.Typer(
     name="dermaflow",
@@ -43,19 +45,36 @@ Sets = Annotated[
     typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one parameter, e.g. train.epochs=3. Repeatable."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
+On = Annotated[
+    Literal["local", "cluster"], typer.Option("--on", help="Where: processes of this machine, or Kubeflow Pipelines.")
+]
+
+cluster_cli.add_to(app)
 
 
 @app.command()
-def run(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
+def run(profile: Profile = "default", overrides: Sets = None, on: On = "local", as_json: Json = False) -> None:
     """Run the whole pipeline: from images to a registered, explained, promoted-or-refused model.
 
     Steps whose inputs and code did not change are answered from the cache. An interrupted run goes on where it stopped
-    when it is started again.
+    when it is started again. On a cluster it is `dermaflow submit`, which has more options.
+    """
+    if on == "cluster":
+        cluster_cli.submit(profile, overrides, as_json=as_json)
+    else:
+        run_locally(load_params(profile, overrides or ()), as_json=as_json)
+
+
+def run_locally(params: Params, *, as_json: bool, on_start: Callable[[str], None] | None = None) -> None:
+    """Run in processes of this machine, show what came of it, and end with the command's exit code where it failed.
+
+    Parameters
+    ----------
+    on_start: told the run's id once the run has begun.
     """
     from pipelines import local, preflight, results
     from pipelines.report import write_report
 
-    params = load_params(profile, overrides or ())
     preflight.require(params)
     run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     request = {
@@ -64,7 +83,13 @@ def run(profile: Profile = "default", overrides: Sets = None, as_json: Json = Fa
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
     with show.RunDisplay(run_id) as display:
-        failure = local.run(run_id, request, display.on_event)
+
+        def on_event(event: dict[str, Any]) -> None:
+            if on_start and event["event"] == "task_started":
+                on_start(run_id)
+            display.on_event(event)
+
+        failure = local.run(run_id, request, on_event)
     folder = results.run_folder(run_id)
     results.mark_latest(folder)
     summary = results.summarise(folder)
@@ -81,12 +106,25 @@ def run(profile: Profile = "default", overrides: Sets = None, as_json: Json = Fa
 
 
 @app.command()
-def check(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
-    """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs."""
+def check(
+    profile: Profile = "default",
+    overrides: Sets = None,
+    on: On = "local",
+    host: cluster_cli.Host = None,
+    namespace: cluster_cli.Namespace = None,
+    lock: cluster_cli.Images = LOCK,
+    as_json: Json = False,
+) -> None:
+    """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs.
+
+    With --on cluster also images by digest, the KFP API, secrets, volume, GPU pools, object store and MLflow.
+    """
     from pipelines import graph, preflight
 
     params = load_params(profile, overrides or ())
     checks = preflight.run_checks(params)
+    if on == "cluster":
+        checks += cluster_cli.checks(params, host, namespace, lock)
     tasks = graph.tasks(params)
     ok = all(item.ok for item in checks)
     if as_json:
@@ -103,10 +141,14 @@ def compile(  # noqa: A001 - the verb that KFP users know
     profile: Profile = "default",
     overrides: Sets = None,
 ) -> None:
-    """Compile the pipeline to KFP's IR YAML; its parameters default to the profile's values."""
-    from pipelines import graph
+    """Compile the pipeline to KFP's IR YAML; its parameters default to the profile's values.
 
-    graph.compile_to(output, load_params(profile, overrides or ()))
+    Images are named by digest as far as infra/images/lock.yaml has them.
+    """
+    from pipelines import graph
+    from pipelines.images import read_lock
+
+    graph.compile_to(output, load_params(profile, overrides or ()), read_lock())
     typer.echo(f"{output}: {output.stat().st_size / 1024:.0f} KiB", err=True)
 
 

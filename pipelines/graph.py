@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,14 +12,23 @@ import yaml
 from components import BEFORE, OUT_OF_FOLD, TASKS
 from dermaflow.errors import InputError
 from dermaflow.params import Params
+from pipelines.images import ImagesLock
 from pipelines.preflight import default_arguments
 
 _REGISTER = TASKS.index("register")
+_HEADER = re.compile(
+    r"^(#    architectures: list) \[Default: .*\]$", re.MULTILINE
+)  # kfp writes nested values in no fixed order there
 _ORDER = (*BEFORE, *TASKS[:_REGISTER], *OUT_OF_FOLD, *TASKS[_REGISTER:])
 
 
-def compile_to(output: Path, params: Params) -> None:
+def compile_to(output: Path, params: Params, lock: ImagesLock | None = None, always_fresh: tuple[str, ...] = ()) -> None:
     """Compile the pipeline to IR YAML; the file appears whole or not at all.
+
+    Parameters
+    ----------
+    lock: images by digest; None leaves their names.
+    always_fresh: tasks whose answer is never taken from the cache, whatever the table says.
 
     Raises
     ------
@@ -27,15 +37,18 @@ def compile_to(output: Path, params: Params) -> None:
     """
     from kfp import compiler
 
+    from pipelines.provision import Provision, read_table
     from pipelines.training import training_pipeline
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"--output {output}: KFP reads IR from files named .yaml")
-    pipeline = training_pipeline(default_arguments(params))
+    pipeline = training_pipeline(default_arguments(params), provision=Provision(read_table(), lock, always_fresh))
     with tempfile.TemporaryDirectory() as scratch:
         written = Path(scratch, "pipeline.yaml")
         compiler.Compiler().compile(pipeline, str(written))
-        text = written.read_text()
+        text = _HEADER.sub(
+            rf"\1 [Default: {', '.join(params.train.architectures)}, and where each may train]", written.read_text()
+        )
     partial = output.with_name(f".{output.name}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -45,6 +58,12 @@ def compile_to(output: Path, params: Params) -> None:
         if partial.exists():
             partial.unlink()
         raise InputError(f"--output {output}: can not be written: {error.strerror}") from error
+
+
+def names(params: Params) -> list[str]:
+    """The tasks that the pipeline has with these parameters, in their order; nothing is compiled for it."""
+    there = {*TASKS, *(BEFORE if params.augment.before_split else ()), *(OUT_OF_FOLD if params.split.folds else ())}
+    return [name for name in _ORDER if name in there]
 
 
 def tasks(params: Params) -> list[dict[str, Any]]:

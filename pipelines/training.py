@@ -4,9 +4,10 @@ This is the one definition. `pipelines.local` runs it in processes, and the comp
 """
 
 import copy
-from typing import Any
+from typing import Any, Dict, List  # noqa: UP035 - KFP knows items of loops as structures by these
 
 from kfp import dsl
+from kfp.dsl import pipeline_context
 
 from components.augment.component import augment as augment_step
 from components.balance.component import balance as balance_step
@@ -29,11 +30,10 @@ from components.validate.predictions.component import validate_predictions
 from components.validate.splits.component import validate_splits
 from dermaflow.params import AugmentParams, SplitParams
 from pipelines.code import code_digest
+from pipelines.provision import Provision, apply_retries, read_table, trainings
 
 PIPELINE_NAME = "dermaflow"
-GPU = "nvidia.com/gpu"
-TRAIN_RETRIES = 10  # a training that is ended (a node drained, a process killed) goes on from its last checkpoint
-RUN_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER
+RUN_ID, JOB_ID = dsl.PIPELINE_JOB_NAME_PLACEHOLDER, dsl.PIPELINE_JOB_ID_PLACEHOLDER
 
 
 def _named(component: Any, name: str) -> Any:
@@ -49,7 +49,7 @@ split_fold, augment_fold = _named(fold_step, "split-fold"), _named(augment_step,
 train_fold, evaluate_fold = _named(train_step, "train-fold"), _named(evaluate_step, "evaluate-fold")
 
 
-def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
+def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provision: Provision | None = None) -> Any:
     """Build the pipeline.
 
     Parameters
@@ -58,11 +58,19 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         augment.before_split the graph begins with the tasks of components.BEFORE; with split.folds it has those of
         components.OUT_OF_FOLD, for so many folds.
     parallelism: architectures (and folds of each) trained at the same time; 0 is as many as the cluster has room for.
+    provision: gives each task its place on a cluster; None for a local run, which takes retries from the table alone.
     """
+    table = provision.table if provision else read_table()
+    config = provision.config() if provision else None
+    items = trainings(defaults["architectures"], table)
     before_split = AugmentParams.from_json(defaults["augment"]).before_split
     folds = list(range(SplitParams.from_json(defaults["split"]).folds))
 
-    @dsl.pipeline(name=PIPELINE_NAME, description="Retrain, judge, explain, register and promote a skin-lesion classifier")
+    @dsl.pipeline(
+        name=PIPELINE_NAME,
+        description="Retrain, judge, explain, register and promote a skin-lesion classifier",
+        pipeline_config=config,
+    )
     def dermaflow(
         data: str = defaults["data"],
         validate: str = defaults["validate"],
@@ -72,7 +80,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         augment: str = defaults["augment"],
         mixup: str = defaults["mixup"],
         train: str = defaults["train"],
-        architectures: list[str] = defaults["architectures"],
+        architectures: List[Dict[str, str]] = items,  # noqa: UP006
         evaluate: str = defaults["evaluate"],
         explain: str = defaults["explain"],
         register: str = defaults["register"],
@@ -98,8 +106,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
         6. register creates the version and its evidence; promote applies the policy.
         7. Whatever happened, notify tells it.
         """
-        told = notify_step(run_id=RUN_ID, profile=profile)
-        told.set_display_name("Tell the outcome").set_caching_options(enable_caching=False)
+        told = notify_step(run_id=RUN_ID, job_id=JOB_ID, profile=profile, register=register)
+        told.set_display_name("Tell the outcome")
 
         with dsl.ExitHandler(told, name="training"):
             reading = {"data": data, "source_digest": source_digest, "code": code_digest("ingest")}
@@ -147,8 +155,6 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                     weights_digest=weights_digest,
                     code=code_digest("train"),
                 )
-                trained.set_accelerator_type(GPU).set_accelerator_limit(1)
-                trained.set_retry(num_retries=TRAIN_RETRIES, backoff_duration="10s", backoff_factor=2)
                 judged = judge(
                     dataset=dataset,
                     splits=splits,
@@ -159,8 +165,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                 )
                 return trained, judged
 
-            with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as architecture:
-                trained, judged = train_and_judge(train_step, evaluate_step, splits, plan, architecture)
+            with dsl.ParallelFor(items=architectures, name="architectures", parallelism=parallelism) as training:
+                trained, judged = train_and_judge(train_step, evaluate_step, splits, plan, training.architecture)
                 trained.after(masks_and_plan_checked).set_display_name("Train")
                 judged.set_display_name("Judge")
 
@@ -189,7 +195,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
 
             out_of_fold = {}
             if folds:
-                with dsl.ParallelFor(items=architectures, name="out-of-fold", parallelism=parallelism) as architecture:
+                with dsl.ParallelFor(items=architectures, name="out-of-fold", parallelism=parallelism) as training:
                     with dsl.ParallelFor(items=folds, name="folds", parallelism=parallelism) as fold:
                         parted = split_fold(splits=splits, fold=fold, code=code_digest("fold"))
                         parted.after(masks_and_plan_checked).set_display_name("Hold out a fold")
@@ -201,7 +207,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
                         planned.set_display_name("Plan the fold's augmentation")
 
                         trained, judged = train_and_judge(
-                            train_fold, evaluate_fold, held_out, planned.outputs["plan"], architecture
+                            train_fold, evaluate_fold, held_out, planned.outputs["plan"], training.architecture
                         )
                         trained.set_display_name("Train without the fold")
                         judged.set_display_name("Judge on the fold")
@@ -261,7 +267,10 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0) -> Any:
             )
             promoted.set_display_name("Promote or refuse")
 
-            for task in (compared, registered, promoted):
-                task.set_caching_options(enable_caching=False)
+        tasks = pipeline_context.Pipeline.get_default_pipeline().tasks
+        if provision:
+            provision.apply(tasks)
+        else:
+            apply_retries(tasks, table)
 
     return dermaflow

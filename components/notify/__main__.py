@@ -8,4 +8,4 @@ with step("notify"):
     options, params = step_arguments(
         "notify", "Tell how a run ended.", "notification", run_id=(), state=("SUCCEEDED", "FAILED", "CANCELLED")
     )
-    notify(options.run_id, params.profile, options.state, None, options.notification)
+    notify(options.run_id, params.profile, options.state, None, options.notification, params.register_)

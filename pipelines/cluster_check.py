@@ -1,0 +1,298 @@
+"""What a run on the cluster needs, looked at before it is submitted: each fault is one line that says what to do about it.
+
+It is looked at with the rights of whoever asks; pods have their own (infra/kubernetes), which only a run shows. Nothing is
+changed, but for a probe run in MLflow, which is deleted at once: whether one may write there can not be known otherwise.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dermaflow import registry
+from dermaflow.errors import InputError
+from dermaflow.params import Params
+from dermaflow.storage import S3, Bucket, split_uri
+from pipelines import cluster, graph, provision
+from pipelines.images import LOCK, LockedImage
+from pipelines.preflight import Check
+
+if TYPE_CHECKING:
+    from kubernetes.client import CoreV1Api
+
+_TIMEOUT = 15.0  # seconds for one answer
+_PATIENCE = 15.0  # seconds for which the store is asked again
+_APPLY = "kubectl apply -k infra/kubernetes/overlays/prod"
+_MANIFESTS = ", ".join(
+    f"application/vnd.{kind}+json"
+    for kind in (
+        *("oci.image.index.v1", "oci.image.manifest.v1"),
+        *("docker.distribution.manifest.list.v2", "docker.distribution.manifest.v2"),
+    )
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be run, and where."""
+
+    params: Params
+    table: provision.Table
+    host: str | None = None
+    namespace: str | None = None
+    lock: Path = LOCK
+
+    @property
+    def space(self) -> str:
+        """The namespace of pods."""
+        return self.namespace or self.table.run.namespace
+
+
+def run_checks(request: Request) -> list[Check]:
+    """Look at everything; never raises for a fault of the request or of the cluster."""
+    looks: list[tuple[str, Callable[[Request], str]]] = [
+        ("parameters", _look_at_parameters),
+        ("images", _look_at_images),
+        ("KFP API", _look_at_api),
+        ("secrets", _look_at_secrets),
+        ("volume", _look_at_volume),
+        ("GPU pools", _look_at_pools),
+        ("object store", _look_at_store),
+        ("MLflow", _look_at_registry),
+    ]
+    found = []
+    for name, look in looks:
+        try:
+            found.append(Check(name, ok=True, detail=look(request)))
+        except InputError as error:
+            found.append(Check(name, ok=False, detail=str(error)))
+    return found
+
+
+def _look_at_parameters(request: Request) -> str:
+    cluster.require_reachable(request.params, request.table)
+    return f"pods reach {request.params.data.source} and {request.params.register_.tracking_uri}"
+
+
+def _look_at_images(request: Request) -> str:
+    lock = cluster.locked(request.params, request.table, request.lock)
+    wanted = provision.groups(graph.names(request.params), request.table)
+    faults = []
+    for group in wanted:
+        try:
+            _require_pullable(lock.images[group])
+        except InputError as error:
+            faults.append(f"{group}: {error}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return f"{', '.join(wanted)}: pullable by digest, of commit {lock.images[wanted[0]].revision[:12]}"
+
+
+def _look_at_api(request: Request) -> str:
+    found = cluster.connect(request.host, request.namespace)
+    return f"{found.host}: {found.about}"
+
+
+def _look_at_secrets(request: Request) -> str:
+    run = request.table.run
+    api = _kubernetes()
+    faults, seen = [], []
+    for secret in run.secrets.values():
+        there = _asked(partial(api.read_namespaced_secret, secret.name, request.space), f"secret {secret.name}")
+        if there is None and not secret.optional:
+            keys = " ".join(f"--from-file={key}=FILE" for key in secret.env or ("url",))
+            faults.append(
+                f"there is no secret {secret.name}: kubectl -n {request.space} create secret generic {secret.name} {keys}"
+            )
+        missing = sorted(set(secret.env or ()) - set(there.data or ())) if there is not None else []
+        if missing:
+            faults.append(f"secret {secret.name} lacks {', '.join(missing)}: add them, by the names in infra/tasks.yaml")
+        seen.append(secret.name if there is not None else f"no {secret.name} (optional)")
+    account = run.service_account
+    if _asked(lambda: api.read_namespaced_service_account(account, request.space), f"service account {account}") is None:
+        faults.append(f"there is no service account {account}: {_APPLY}")
+    if faults:
+        raise InputError("\n".join(faults))
+    return f"{', '.join(seen)}; service account {run.service_account}"
+
+
+def _look_at_volume(request: Request) -> str:
+    claim = request.table.run.volume.claim
+    api = _kubernetes()
+    there = _asked(lambda: api.read_namespaced_persistent_volume_claim(claim, request.space), f"volume claim {claim}")
+    if there is None:
+        raise InputError(
+            f"there is no volume claim {claim} in {request.space}: kubectl apply -k infra/kubernetes/overlays/prod"
+        )
+    if there.status.phase not in ("Bound", "Pending"):
+        raise InputError(f"volume claim {claim} is {there.status.phase}: kubectl -n {request.space} describe pvc {claim}")
+    if "ReadWriteMany" not in there.spec.access_modes:
+        raise InputError(
+            f"volume claim {claim} is {', '.join(there.spec.access_modes)}: tasks on several nodes need ReadWriteMany; make it "
+            "anew of a storage class that has it (EFS, Filestore, NFS)"
+        )
+    return f"{claim}: {there.status.phase}, {there.spec.resources.requests['storage']}"
+
+
+def _look_at_pools(request: Request) -> str:
+    table = request.table
+    api = _kubernetes()
+    chosen = {architecture: table.architectures[architecture] for architecture in request.params.train.architectures}
+    free = {
+        name: _free_gpus(api, f"{table.pools[name].label}={table.pools[name].value}", table.gpu.type)
+        for name in dict.fromkeys(pool for pools in chosen.values() for pool in pools)
+    }
+    needed = max(task.gpus or 0 for task in table.tasks.values())
+    faults = []
+    for architecture, pools in chosen.items():
+        if not any(free[name] >= needed or table.pools[name].from_zero for name in pools):
+            label = f"{table.pools[pools[0]].label}={table.pools[pools[0]].value}"
+            faults.append(
+                f"{architecture}: no node of {', '.join(pools)} has {needed} free {table.gpu.type}; wait, label one {label}, "
+                "or give it another pool in infra/tasks.yaml"
+            )
+    if faults:
+        raise InputError("\n".join(faults))
+    grows = {name: ", more when asked for" if table.pools[name].from_zero else "" for name in free}
+    return "; ".join(f"{name} {count} free{grows[name]}" for name, count in free.items())
+
+
+def _look_at_store(request: Request) -> str:
+    source = request.params.data.source
+    if not source.startswith(S3):
+        return f"not needed to read {source}"
+    name, prefix = split_uri(source)
+    bucket = Bucket(name, patience=_PATIENCE, concurrency=1)
+    first = next(iter(bucket.objects(prefix)), None)
+    if first is None:
+        raise InputError(f"data.source: {source} has no objects; correct the prefix, or upload the images")
+    return f"{source} is readable at {bucket.endpoint}"
+
+
+def _look_at_registry(request: Request) -> str:
+    from mlflow.exceptions import MlflowException
+
+    uri = request.params.register_.tracking_uri
+    if not uri.startswith("http"):
+        raise InputError(f"register.tracking_uri: pods do not see {uri}; give the MLflow server's http(s):// URL")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")  # its own seven take minutes, which a check has not
+    client = registry.connect(uri)
+    try:
+        experiment = registry.experiment_id(client, uri, request.params.register_.experiment)
+        probe = client.create_run(experiment, run_name="probe of dermaflow check", tags={registry.TAG + "probe": "true"})
+        client.delete_run(probe.info.run_id)
+    except MlflowException as error:
+        raise InputError(
+            f"register.tracking_uri: {uri} lets this user read and not write ({error.error_code}); give it EDIT on the "
+            f"experiment {request.params.register_.experiment}, or MLFLOW_TRACKING_USERNAME and _PASSWORD of one that has it"
+        ) from error
+    return f"{uri}: may read and write {request.params.register_.experiment}"
+
+
+def _require_pullable(image: LockedImage) -> None:
+    """Ask the registry for the manifest by its digest, as a node would, and hash what it sends."""
+    import requests
+
+    host, _, name = image.reference.partition("/")
+    scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"  # as container runtimes have it
+    url = f"{scheme}://{host}/v2/{name}/manifests/{image.digest}"
+    headers = {"Accept": _MANIFESTS}
+    try:
+        answer = requests.get(url, headers=headers, timeout=_TIMEOUT)
+        if answer.status_code == 401:
+            headers |= _authorization(answer.headers.get("WWW-Authenticate", ""), host)
+            answer = requests.get(url, headers=headers, timeout=_TIMEOUT)
+    except requests.RequestException as error:
+        raise InputError(f"{host} does not answer ({type(error).__name__}); correct the lock or the network") from None
+    if answer.status_code in (401, 403):
+        raise InputError(
+            f"{host} does not let this user pull {name}; `docker login {host}`, and name a pull secret in infra/tasks.yaml"
+        )
+    if answer.status_code == 404:
+        raise InputError(f"{host} has no {name} with {image.digest}; `dermaflow images push` it, which writes the lock anew")
+    if answer.status_code != 200:
+        raise InputError(f"{host} answers {answer.status_code} for {name}; try again when it is well")
+    if hashlib.sha256(answer.content).hexdigest() != image.digest.removeprefix("sha256:"):
+        raise InputError(f"{host} sends other bytes for {name} than {image.digest} names; do not pull from it")
+
+
+def _authorization(challenge: str, host: str) -> dict[str, str]:
+    """What a registry asks for before it answers: a token by its realm, or the password that `docker login` kept."""
+    import requests
+
+    kept = _docker_login(host)
+    basic = {"Authorization": f"Basic {kept}"} if kept else {}
+    asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
+    if not challenge.lower().startswith("bearer") or "realm" not in asked:
+        return basic
+    wanted = {key: asked[key] for key in ("service", "scope") if key in asked}
+    told = requests.get(asked["realm"], params=wanted, headers=basic, timeout=_TIMEOUT)
+    token = told.json().get("token") or told.json().get("access_token") if told.ok else None
+    return {"Authorization": f"Bearer {token}"} if token else basic
+
+
+def _docker_login(host: str) -> str | None:
+    path = Path.home() / ".docker" / "config.json"
+    try:
+        auth = json.loads(path.read_text()).get("auths", {}).get(host, {}).get("auth")
+    except (OSError, ValueError, AttributeError):  # no docker here: pull as nobody
+        return None
+    return str(auth) if auth and base64.b64decode(auth) else None
+
+
+def _kubernetes() -> CoreV1Api:
+    """The API server of the cluster that this process runs in, or of the kubeconfig."""
+    from kubernetes import client, config
+
+    try:
+        config.load_incluster_config()
+    except config.ConfigException:
+        try:
+            config.load_kube_config(os.environ.get("KUBECONFIG"))  # it looks for itself when it is imported alone
+        except (config.ConfigException, OSError) as error:
+            raise InputError("no kubeconfig says where the cluster is; set KUBECONFIG, or run this in a pod") from error
+    return client.CoreV1Api()
+
+
+def _asked(ask: Callable[[], Any], what: str) -> Any:
+    """An answer of the API server; None when there is no such thing."""
+    import urllib3
+    from kubernetes.client import ApiException
+
+    try:
+        return ask()
+    except ApiException as error:
+        if error.status == 404:
+            return None
+        if error.status in (401, 403):
+            raise InputError(
+                f"{what}: this user may not look at it ({error.status}); ask for a role of infra/kubernetes that may"
+            ) from None
+        raise InputError(f"{what}: the API server answers {error.status} {error.reason}; try again when it is well") from None
+    except urllib3.exceptions.HTTPError as error:
+        raise InputError(f"{what}: the API server does not answer ({type(error).__name__}); check KUBECONFIG") from None
+
+
+def _free_gpus(api: CoreV1Api, selector: str, kind: str) -> int:
+    """GPUs of a pool that no pod has."""
+    nodes = _asked(lambda: api.list_node(label_selector=selector), f"nodes with {selector}").items
+    names = {node.metadata.name for node in nodes if not node.spec.unschedulable}
+    there = sum(int((node.status.allocatable or {}).get(kind, 0)) for node in nodes if node.metadata.name in names)
+    alive = "status.phase!=Succeeded,status.phase!=Failed"
+    pods = _asked(lambda: api.list_pod_for_all_namespaces(field_selector=alive), "pods")
+    limits = [
+        (container.resources.limits or {}).get(kind, 0)
+        for pod in pods.items
+        if pod.spec.node_name in names
+        for container in pod.spec.containers
+        if container.resources
+    ]
+    return there - sum(map(int, limits))

@@ -1,0 +1,90 @@
+"""The lock of images: which bytes each group of steps runs in on a cluster. Only a build writes infra/images/lock.yaml."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field, ValidationError
+
+from dermaflow.errors import InputError
+from dermaflow.params import Section
+from dermaflow.yaml_files import parse_yaml
+from pipelines.code import ROOT
+
+LOCK = ROOT / "infra" / "images" / "lock.yaml"
+GROUPS = ("data", "validate", "train", "judge", "registry")
+RELEASE, LOCAL = "release", "local"
+_BUILD = "build and push them (`dermaflow images build`, `dermaflow images push`), which writes the lock"
+
+
+class LockedImage(Section):
+    """One image: where it is pulled from, and what made it."""
+
+    reference: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$")]  # no tag
+    digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # commit of the source
+    builder: Annotated[str, Field(min_length=1)]  # program and version
+    mark: Literal["local", "release"]  # local: pushed to a registry of this machine alone
+
+    @property
+    def pinned(self) -> str:
+        """What a container runtime is told: the image by its digest."""
+        return f"{self.reference}@{self.digest}"
+
+
+class ImagesLock(Section):
+    """Group -> image; a group that was never built is missing."""
+
+    version: Annotated[int, Field(ge=1, le=1)]
+    images: Mapping[str, LockedImage]
+
+
+def read_lock(path: Path = LOCK) -> ImagesLock | None:
+    """The lock, or None where nothing was built yet; raises InputError naming the field that is wrong."""
+    if not path.is_file():
+        return None
+    try:
+        return ImagesLock.model_validate_json(json.dumps(parse_yaml(path.read_text())))
+    except yaml.YAMLError as error:
+        raise InputError(f"{_named(path)} is not valid YAML: {error}") from error
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc'])) or 'lock'}: {fault['msg']}" for fault in error.errors()]
+        raise InputError("\n".join(f"{_named(path)}: {fault}; {_BUILD} anew" for fault in faults)) from error
+
+
+def require_released(groups: Iterable[str], path: Path = LOCK) -> ImagesLock:
+    """The lock, if a cluster can pull each of the groups by it.
+
+    Raises
+    ------
+    InputError
+        when there is no lock, a group is missing from it, or its image was pushed to no registry but this machine's.
+    """
+    lock = read_lock(path)
+    if lock is None:
+        raise InputError(f"{_named(path)} does not exist, so no image has a digest that a cluster could pull; {_BUILD}")
+    wanted = list(dict.fromkeys(groups))
+    missing = [group for group in wanted if group not in lock.images]
+    local = [group for group in wanted if group in lock.images and lock.images[group].mark == LOCAL]
+    faults = [f"{_named(path)} has no digest for {', '.join(missing)}; {_BUILD}"] if missing else []
+    if local:
+        faults.append(
+            f"{_named(path)} marks {', '.join(local)} as local: only this machine has them; `dermaflow images push` to a "
+            "registry that the cluster pulls from, which marks them release"
+        )
+    if faults:
+        raise InputError("\n".join(faults))
+    return lock
+
+
+def group_of(image: str) -> str:
+    """The group that a component's image name, as in dermaflow.images, stands for."""
+    return image.rpartition("/")[2].partition(":")[0]
+
+
+def _named(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
