@@ -24,6 +24,7 @@ from pipelines.code import ROOT
 from pipelines.images import GROUPS, ImagesLock
 
 TABLE = ROOT / "infra" / "tasks.yaml"
+TASK_LABEL = "dermaflow.io/task"  # of a pod: which task it does
 ARCHITECTURE = "architecture"  # of an item of the loops over architectures
 _AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 
@@ -48,6 +49,11 @@ class Volume(Section):
 class Scratch(Section):
     path: MountPath
     size: Bytes
+
+
+class Label(Section):
+    label: str
+    value: str
 
 
 class Endpoints(Section):
@@ -75,6 +81,7 @@ class Run(Section):
     ttl_hours: Ttl
     namespace: Name
     service_account: Name
+    internet: Label
     user: Annotated[int, Field(ge=1000)]
     labels: Mapping[str, str]
     volume: Volume
@@ -89,9 +96,7 @@ class Gpu(Section):
     taint: str
 
 
-class Pool(Section):
-    label: str
-    value: str
+class Pool(Label):
     from_zero: bool = False
 
 
@@ -114,6 +119,7 @@ class Task(Section):
     cached: bool
     secrets: tuple[str, ...] = ()
     volume: bool = False
+    internet: bool = False
 
     @model_validator(mode="after")
     def _ordered(self) -> Task:
@@ -227,7 +233,11 @@ class Provision:
         kubernetes.set_timeout(task, row.minutes * 60)
         kubernetes.set_security_context(task, run_as_user=run.user, run_as_group=run.user, run_as_non_root=True)
         kubernetes.set_image_pull_policy(task, "IfNotPresent")  # a digest is never another image
-        for label, value in {**run.labels, "dermaflow.org/task": name}.items():
+        for label, value in {
+            **run.labels,
+            **({run.internet.label: run.internet.value} if row.internet else {}),
+            TASK_LABEL: name,
+        }.items():
             kubernetes.add_pod_label(task, label, value)
         kubernetes.empty_dir_mount(task, "scratch", run.scratch.path, size_limit=run.scratch.size)
         task.set_env_variable("TMPDIR", run.scratch.path)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from pipelines.provision import read_table
 from tests.infra import manifests
 from tests.infra.checkers import (
     INFRA,
@@ -96,6 +97,32 @@ def test_secrets_of_the_readme_are_those_that_pods_ask_for(objects: list[manifes
     assert secrets["dermaflow-s3-steps"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert secrets["dermaflow-mlflow"] == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
     assert secrets["dermaflow-s3-identities"] == {"s3.json"}  # the name that the server's arguments have
+
+
+def test_what_the_table_of_tasks_names_is_what_the_manifests_make(
+    objects: list[manifests.Object], secrets: dict[str, set[str]]
+):
+    """infra/tasks.yaml names accounts, claims, secrets, config maps and labels: they are these, and terraform's."""
+    run, gpu = (table := read_table()).run, table.pools["gpu"]
+    there = {(item["kind"], item["metadata"]["name"]) for item in objects}
+    assert next(item for item in objects if item["kind"] == "Namespace")["metadata"]["name"] == run.namespace
+    named = {
+        ("ServiceAccount", run.service_account),
+        ("PersistentVolumeClaim", run.volume.claim),
+        ("ConfigMap", run.endpoints.name),
+    }
+    assert named <= there
+    endpoints = next(item for item in objects if item["metadata"]["name"] == run.endpoints.name)
+    missing = set(run.endpoints.env) - endpoints["data"].keys()
+    assert missing <= {"KF_PIPELINES_UI_ENDPOINT", "AWS_ENDPOINT_URL_S3"}, "a site's own; S3 of AWS has no address"
+    for secret in run.secrets.values():
+        if secret.env is not None:
+            assert set(secret.env) == secrets[secret.name], secret.name
+    let_out = [item["spec"]["podSelector"].get("matchLabels", {}) for item in manifests.of_kind(objects, "NetworkPolicy")]
+    assert {run.internet.label: run.internet.value} in let_out
+    pools = (INFRA / "terraform" / "eks.tf").read_text()
+    assert f'{{ "{gpu.label}" = "{gpu.value}" }}' in pools
+    assert table.gpu.taint in pools
 
 
 def test_what_pods_name_exists(objects: list[manifests.Object]):

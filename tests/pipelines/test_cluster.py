@@ -164,7 +164,7 @@ def test_images_that_the_cluster_could_not_pull_are_refused_with_the_remedy(plac
         ("register.tracking_uri=sqlite:///.dermaflow/mlflow.db", "give the MLflow server's http(s):// URL"),
         ("register.tracking_uri=http://me:hunter2@mlflow:5000", "take it out, pods get user and password from the secret"),
         ("train.weights.xception=weights.h5", "train.weights.xception: pods do not see weights.h5"),
-        ("validate.reference=artifacts/dataset", "put it below /var/lib/dermaflow, on the volume dermaflow-home"),
+        ("validate.reference=artifacts/dataset", "put it below /var/lib/dermaflow, on the volume dermaflow-state"),
     ],
 )
 def test_what_pods_do_not_see_is_refused_with_the_remedy(place, stub, change, message):

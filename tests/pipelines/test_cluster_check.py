@@ -8,6 +8,7 @@ import re
 import pytest
 
 from pipelines.images import GROUPS
+from pipelines.provision import read_table
 from tests.kfp_stub import KfpStub
 from tests.kube_stub import KubeStub, RegistryStub
 from tests.local_server import running
@@ -18,6 +19,7 @@ from tests.workspace import make_workspace, sets
 
 BUCKET = "check-images"
 NAMES = tuple(f"dermaflow-python/{group}" for group in GROUPS)
+SECRETS = {secret.name: list(secret.env) for secret in read_table().run.secrets.values() if secret.env}
 CLUSTER = ("parameters", "images", "KFP API", "secrets", "volume", "GPU pools", "object store", "MLflow")
 
 
@@ -41,10 +43,10 @@ def mlflow_url(tmp_path_factory):
 @pytest.fixture
 def kube():
     with running(KubeStub()) as stub:
-        stub.secrets = {"dermaflow-s3": ["access_key_id", "secret_access_key"], "dermaflow-mlflow": ["username", "password"]}
-        stub.accounts = {"dermaflow-pipeline"}
-        stub.claims = {"dermaflow-home": ("Bound", "ReadWriteMany")}
-        stub.nodes = {"node-1": ("gpu-small", 2)}
+        stub.secrets = dict(SECRETS)
+        stub.accounts = {"dermaflow-steps"}
+        stub.claims = {"dermaflow-state": ("Bound", "ReadWriteMany")}
+        stub.nodes = {"node-1": ("gpu", 2)}
         stub.pods = [("node-1", 1)]
         yield stub
 
@@ -91,7 +93,7 @@ def test_a_cluster_that_has_everything_passes(check):
     assert "pullable by digest" in found["images"][1]
     assert "v2beta1, many users, namespace dermaflow" in found["KFP API"][1]
     assert "no dermaflow-webhook (optional)" in found["secrets"][1]
-    assert found["GPU pools"][1].startswith("gpu-small 1 free")
+    assert found["GPU pools"][1].startswith("gpu 1 free")
     assert "may read and write dermaflow" in found["MLflow"][1]
 
 
@@ -106,8 +108,8 @@ def test_a_cluster_that_has_nothing_names_every_fault_and_its_remedy_in_one_line
     assert all("`dermaflow images push` it" in line for line in lines["images"])
     assert "set KF_PIPELINES_TOKEN_FILE" in lines["KFP API"][0]
     assert lines["secrets"][0].startswith("there is no secret dermaflow-mlflow: kubectl -n dermaflow create secret generic")
-    assert "no service account dermaflow-pipeline: kubectl apply -k" in lines["secrets"][1]
-    assert "no volume claim dermaflow-home in dermaflow: kubectl apply -k" in lines["volume"][0]
+    assert "no service account dermaflow-steps: kubectl apply -k" in lines["secrets"][1]
+    assert "no volume claim dermaflow-state in dermaflow: kubectl apply -k" in lines["volume"][0]
     assert "has no objects; correct the prefix" in lines["object store"][0]
     assert "does not answer" in lines["MLflow"][0]
 
@@ -127,16 +129,16 @@ def test_a_registry_that_asks_for_a_login_says_so(check, images):
 
 
 def test_a_secret_without_a_key_is_found_and_an_optional_one_is_not_needed(check, kube):
-    kube.secrets = {"dermaflow-mlflow": ["username"]}
+    kube.secrets = {**SECRETS, "dermaflow-mlflow": ["MLFLOW_TRACKING_USERNAME"]}
     ok, detail = check()["secrets"]
     assert not ok
-    assert detail == "secret dermaflow-mlflow lacks password: add them, by the names in infra/tasks.yaml"
-    kube.secrets = {"dermaflow-mlflow": ["username", "password"]}
+    assert detail == "secret dermaflow-mlflow lacks MLFLOW_TRACKING_PASSWORD: add them, by the names in infra/tasks.yaml"
+    kube.secrets = {"dermaflow-mlflow": SECRETS["dermaflow-mlflow"]}
     assert check()["secrets"][0], "with a role for the pods there are no keys of S3"
 
 
 def test_a_volume_for_one_node_alone_is_refused(check, kube):
-    kube.claims = {"dermaflow-home": ("Bound", "ReadWriteOnce")}
+    kube.claims = {"dermaflow-state": ("Bound", "ReadWriteOnce")}
     ok, detail = check()["volume"]
     assert not ok
     assert "need ReadWriteMany; make it anew of a storage class that has it" in detail
@@ -168,4 +170,4 @@ def test_pools_that_do_not_grow_must_have_a_free_gpu(check, kube, monkeypatch):
     kube.pods = [("node-1", 1), ("node-1", 1)]
     ok, detail = check()["GPU pools"]
     assert not ok
-    assert detail.startswith("cnn: no node of gpu-small, gpu-large has 1 free nvidia.com/gpu; wait, label one dermaflow.org/")
+    assert detail.startswith("cnn: no node of gpu, gpu-large has 1 free nvidia.com/gpu; wait, label one dermaflow.io/")
