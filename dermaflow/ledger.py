@@ -288,13 +288,13 @@ def _refuse_moved(place: str, entries: Sequence[Entry], only_after: int | None) 
     head = head_of(entries).number
     if only_after is not None and head != only_after:
         raise HeadMovedError(
-            f"{place}: entry {head} ({entries[-1].kind if entries else 'none'}) is the last one now, not {only_after}: somebody "
-            "wrote first. Nothing was written; look at what is new and start again"
+            f"{place}: entry {head} ({entries[-1].kind if entries else 'none'}) is the last one now, not {only_after}: "
+            "somebody wrote first. Nothing was written; look at what is new and start again"
         )
 
 
 def _entry(head: Head, kind: str, body: dict[str, Any], actor: str, nonce: str) -> Entry:
-    rest = {
+    rest: dict[str, Any] = {
         "format": FORMAT,
         "number": head.number + 1,
         "previous": head.digest,
@@ -358,7 +358,7 @@ class _Files:
 
     def numbers(self) -> list[int]:
         try:
-            names = os.listdir(self._folder)
+            names = [path.name for path in self._folder.iterdir()]
         except FileNotFoundError:
             return []
         except OSError as error:
