@@ -106,7 +106,7 @@ def settle(client: MlflowClient, ledger: Ledger) -> ModelVersion | None:
     while True:
         entries = ledger.entries()
         due = promotion_in_use(entries)
-        wanted = None if due is None else _copy(client, due)
+        wanted = None if due is None else settle_copy(client, due)
         now = champion_version(client)
         if wanted is None and now is not None:
             client.delete_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION)
@@ -116,26 +116,7 @@ def settle(client: MlflowClient, ledger: Ledger) -> ModelVersion | None:
             return wanted
 
 
-def told(version: ModelVersion | None) -> str:
-    """A version in a message."""
-    return "no version" if version is None else f"{version.name} version {version.version}"
-
-
-def in_ledger(client: MlflowClient, promotion: Entry | None) -> str:
-    """A promotion's copy in a message."""
-    if promotion is None:
-        return "on no version"
-    made = version_made_for(client, registry.PRODUCTION_MODEL, promotion)
-    candidate = promotion.body["candidate"]
-    of = f"of {candidate['name']} version {candidate['version']} (entry {promotion.number})"
-    return f"on the copy {of}, which was not made yet" if made is None else f"on version {made.version}, the copy {of}"
-
-
-def _promotion_number(move: Entry) -> int:
-    return move.number if move.kind == "promotion" else int(move.body["to"]["entry"])
-
-
-def _copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
+def settle_copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
     """The copy that a promotion is about; made where it is not there."""
     from mlflow.exceptions import MlflowException
 
@@ -178,3 +159,22 @@ def copy_tags(promotion: Entry) -> dict[str, str]:
         "ledger_entry": str(promotion.number),
     }
     return {registry.TAG + name: value for name, value in tags.items()}
+
+
+def told(version: ModelVersion | None) -> str:
+    """A version in a message."""
+    return "no version" if version is None else f"{version.name} version {version.version}"
+
+
+def in_ledger(client: MlflowClient, promotion: Entry | None) -> str:
+    """A promotion's copy in a message."""
+    if promotion is None:
+        return "on no version"
+    made = version_made_for(client, registry.PRODUCTION_MODEL, promotion)
+    candidate = promotion.body["candidate"]
+    of = f"of {candidate['name']} version {candidate['version']} (entry {promotion.number})"
+    return f"on the copy {of}, which was not made yet" if made is None else f"on version {made.version}, the copy {of}"
+
+
+def _promotion_number(move: Entry) -> int:
+    return move.number if move.kind == "promotion" else int(move.body["to"]["entry"])

@@ -151,6 +151,7 @@ def weigh(
         "mode": mode,
         "key": case.key,
         "candidate": case.to_dict(),
+        "seen": len(entries),
         "commit": dict(case.commit),
         "champion_before": _told(moves.champion_version(client)),
         "comparison": None if case.comparison is None else dict(case.comparison),

@@ -14,10 +14,10 @@ from dermaflow import contracts, registry
 from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
 from dermaflow.champion import ENTRY_TAG, version_made_for
 from dermaflow.dataset import Dataset
-from dermaflow.recorded import first_with_key, looks_at, registration_of
 from dermaflow.ledger import Entry, Ledger, ledger_of
 from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams, SplitParams, flat
+from dermaflow.recorded import first_with_key, looks_at, registration_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -346,10 +346,11 @@ def model_files(uri: str) -> dict[str, str]:
     import mlflow
 
     with tempfile.TemporaryDirectory() as scratch:
-        return _digests(Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch)))
+        return files_of(Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch)))
 
 
-def _digests(folder: Path) -> dict[str, str]:
+def files_of(folder: Path) -> dict[str, str]:
+    """Digest of each file below a folder, by its place there."""
     names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
     return {name.as_posix(): file_digest(path) for name, path in names.items() if not set(name.parts) & set(_NOT_THE_MODELS)}
 
@@ -365,7 +366,7 @@ def _log_evidence(evidence: Evidence, bundle: dict[str, Any], given: dict[str, A
     pooled = out_of_fold(evidence)
     folders |= {"out_of_fold": pooled} if pooled is not None else {}
     single = {"dataset": evidence.dataset / "dataset.json", "masks": evidence.masks / "masks.json"}
-    files = {f"{name}/{part}": digest for name, path in folders.items() for part, digest in _digests(path).items()}
+    files = {f"{name}/{part}": digest for name, path in folders.items() for part, digest in files_of(path).items()}
     files |= {f"{name}/{path.name}": file_digest(path) for name, path in single.items()}
     for name, path in folders.items():
         mlflow.log_artifacts(str(path), f"{folder}/{name}")
