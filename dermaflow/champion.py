@@ -53,14 +53,17 @@ def champion_version(client: MlflowClient) -> ModelVersion | None:
     return registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
 
 
-def require_settled(client: MlflowClient, entries: Sequence[Entry]) -> None:
-    """Refuse to move the champion while ledger and alias differ.
+def require_settled(client: MlflowClient, ledger: Ledger, seen: Sequence[Entry]) -> None:
+    """Refuse to move the champion where somebody else did since `seen` was read, or while ledger and alias differ.
 
     Raises
     ------
     HeadMovedError
-        when a move stands in the ledger that the alias has not followed, or somebody moved the alias by hand.
+        when there was another move, or one stands in the ledger that the alias has not followed, or the alias was moved by
+        hand.
     """
+    entries = ledger.entries()
+    _refuse_second(entries, seen)
     due, now = promotion_in_use(entries), champion_version(client)
     wanted = None if due is None else version_made_for(client, registry.PRODUCTION_MODEL, due)
     if (now is None) != (due is None) or (now is not None and (wanted is None or now.version != wanted.version)):
@@ -78,17 +81,7 @@ def record_move(ledger: Ledger, kind: Kind, body: dict[str, Any], seen: Sequence
     HeadMovedError
         when somebody else moved the champion first.
     """
-    before = last_move(seen)
-
-    def refuse_second(entries: Sequence[Entry]) -> None:
-        move = last_move(entries)
-        if move is not None and (before is None or move.number != before.number):
-            raise HeadMovedError(
-                f"{move.actor} moved the champion first ({move.kind}, entry {move.number} of the ledger, {move.at}). "
-                "Nothing was moved; look at what is champion now and start again"
-            )
-
-    return ledger.append(kind, body, unless=refuse_second)
+    return ledger.append(kind, body, unless=lambda entries: _refuse_second(entries, seen))
 
 
 def settle(client: MlflowClient, ledger: Ledger) -> ModelVersion | None:
@@ -178,3 +171,12 @@ def in_ledger(client: MlflowClient, promotion: Entry | None) -> str:
 
 def _promotion_number(move: Entry) -> int:
     return move.number if move.kind == "promotion" else int(move.body["to"]["entry"])
+
+
+def _refuse_second(entries: Sequence[Entry], seen: Sequence[Entry]) -> None:
+    before, move = last_move(seen), last_move(entries)
+    if move is not None and move != before:
+        raise HeadMovedError(
+            f"{move.actor} moved the champion first ({move.kind}, entry {move.number} of the ledger, {move.at}). Nothing was "
+            "moved; look at what is champion now and start again"
+        )

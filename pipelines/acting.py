@@ -143,7 +143,7 @@ def roll_back(to: int | None, reason: str, params: Params) -> dict[str, Any]:
     _require_reason(reason)
     place = Place.of(params)
     seen = place.ledger.entries()
-    moves.require_settled(place.client, seen)
+    moves.require_settled(place.client, place.ledger, seen)
     in_use = moves.promotion_in_use(seen)
     if in_use is None:
         raise InputError("there is no champion, so nothing can be rolled back")

@@ -189,7 +189,7 @@ def carry_out(client: MlflowClient, ledger: Ledger, case: Case, decision: Entry,
     HeadMovedError
         when somebody else moved the champion since then, or is about to.
     """
-    moves.require_settled(client, seen)
+    moves.require_settled(client, ledger, seen)
     in_use = moves.promotion_in_use(seen)
     body = {
         "model": registry.PRODUCTION_MODEL,

@@ -266,12 +266,18 @@ def test_a_version_tells_its_history(used: Registry):
     assert json.dumps(told)
 
 
-def test_registering_the_same_at_a_time_gives_one_version(made: Registry, evidence: Evidence, tmp_path: Path):
-    """Two processes store the same model; the ledger takes the first, and both go by it."""
-    first = register(evidence, made.settings, tmp_path / "first")
+def test_two_that_register_the_same_at_a_time_get_one_version(made: Registry, evidence: Evidence, tmp_path: Path):
+    """Both have stored it when the ledger takes the first; both go by that."""
     ledger = made.ledger
-    real, asked = ledger.entries, iter([[]])
-    ledger.entries = lambda: next(asked, None) if False else real()  # type: ignore[method-assign]
-    again = register(evidence, made.settings, tmp_path / "again", ledger)
-    assert first["version"] == again["version"] == 1
+    real = ledger.append
+
+    def overtaken(kind, *arguments, **options):
+        if kind == "registration":
+            register(evidence, made.settings, tmp_path / "first")
+        return real(kind, *arguments, **options)
+
+    ledger.append = overtaken  # type: ignore[method-assign]
+    told = register(evidence, made.settings, tmp_path / "second", ledger)
+    assert told["version"] == 1
     assert made.kinds() == ["evaluation", "registration"]
+    assert holds(made)
