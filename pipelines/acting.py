@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from components.promote.core import Case, Mode, carry_out, weigh
 from dermaflow import champion as moves
 from dermaflow import recorded, registry
+from dermaflow.access import open_registry
 from dermaflow.errors import GateError, InputError
 from dermaflow.ledger import Entry, Ledger, account, ledger_of
 from dermaflow.params import Params
@@ -36,7 +37,7 @@ class Place:
     def of(cls, params: Params) -> Place:
         """The one that parameters name."""
         uri = params.register_.tracking_uri
-        return cls(registry.connect(uri), ledger_of(uri))
+        return cls(open_registry(uri), ledger_of(uri))
 
 
 def promote(model: str, params: Params, *, approver: str | None = None, dry_run: bool = False) -> dict[str, Any]:

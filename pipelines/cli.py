@@ -289,11 +289,12 @@ def tune(
 def models(context: typer.Context, profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
     """List the registered versions of both models, with their aliases; `dermaflow models show MODEL` shows one."""
     from dermaflow import registry
+    from dermaflow.access import open_registry
 
     if context.invoked_subcommand is not None:
         return
     params: Params = load_params(profile, overrides or ())
-    versions = registry.list_versions(registry.connect(params.register_.tracking_uri))
+    versions = registry.list_versions(open_registry(params.register_.tracking_uri))
     if as_json:
         show.print_json(versions)
     else:

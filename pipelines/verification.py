@@ -14,6 +14,7 @@ from components.promote.core import DECISION_TAG, write_decision
 from components.register.core import settle_candidate
 from dermaflow import champion as moves
 from dermaflow import recorded, registry
+from dermaflow.access import open_registry
 from dermaflow.errors import InputError
 from dermaflow.ledger import Entry, Head, Ledger, head_of, ledger_of, read_anchor, unanchored
 from dermaflow.params import Params
@@ -78,7 +79,7 @@ def verify(
     InputError
         when the registry does not answer, or there is no such version.
     """
-    client, ledger = registry.connect(params.register_.tracking_uri), ledger_of(params.register_.tracking_uri)
+    client, ledger = open_registry(params.register_.tracking_uri), ledger_of(params.register_.tracking_uri)
     found = _verified(client, ledger, models, params, anchor, every=every)
     if not repair or not any(finding.mend for finding in found.findings):
         return found

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from components.compare.core import compare
 from components.promote.core import promote
@@ -117,6 +118,7 @@ class Registry:
                     (str(self.folder), str(target)),
                 )
         database.close()
+        _artifact_repos_cache.clear()  # MLflow keeps where a run's files lie by the run's id, which the copies share
         return Registry(target)
 
     def evidence(self, version: int = 1) -> Path:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.promote.gates import Gate, judge
 from dermaflow import champion as moves
 from dermaflow import contracts, recorded, registry
+from dermaflow.access import open_registry
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.errors import InputError
 from dermaflow.ledger import Entry, HeadMovedError, Ledger, ledger_of
@@ -85,7 +86,7 @@ def promote(
         when somebody else moves the champion at the same time.
     """
     info = contracts.read_info(registration, contracts.REGISTRATION)
-    client = registry.connect(register.tracking_uri)
+    client = open_registry(register.tracking_uri)
     ledger = ledger or ledger_of(register.tracking_uri)
     champion = moves.champion_version(client)
     same = champion is not None and champion.tags.get(registry.TAG + "key") == info["key"]

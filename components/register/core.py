@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import dermaflow
 from components.register.card import model_card
 from dermaflow import contracts, registry
+from dermaflow.access import open_registry
 from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
 from dermaflow.champion import ENTRY_TAG, version_made_for
 from dermaflow.dataset import Dataset
@@ -79,7 +80,7 @@ def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: L
         when the ledger does not hold.
     """
     facts = gather_facts(evidence)
-    client = registry.connect(params.tracking_uri)
+    client = open_registry(params.tracking_uri)
     ledger = ledger or ledger_of(params.tracking_uri)
     registry.ensure_model(
         client, registry.CANDIDATE_MODEL, "What the pipeline trains; the alias challenger is the newest candidate."
