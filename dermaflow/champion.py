@@ -126,7 +126,7 @@ def settle_copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
         ) from error
     registry.ensure_model(client, registry.PRODUCTION_MODEL, "What promotion copied here; the alias champion is in use.")
     # not copy_model_version: that asks for the right to make models first, which an approver need not have
-    client.create_model_version(
+    created = client.create_model_version(
         registry.PRODUCTION_MODEL,
         source=f"models:/{candidate['name']}/{candidate['version']}",
         run_id=source.run_id,
@@ -134,9 +134,16 @@ def settle_copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
         description=source.description,
         model_id=source.model_id,
     )
-    made = version_made_for(client, registry.PRODUCTION_MODEL, promotion)
-    assert made is not None
-    return made
+    return the_one_that_counts(client, created, promotion)
+
+
+def the_one_that_counts(client: MlflowClient, created: ModelVersion, entry: Entry) -> ModelVersion:
+    """The version that was made for an entry first; where another process was, the one made just now is taken away again."""
+    found = version_made_for(client, created.name, entry)
+    assert found is not None
+    if found.version != created.version:
+        client.delete_model_version(created.name, str(created.version))
+    return found
 
 
 def copy_tags(promotion: Entry) -> dict[str, str]:

@@ -146,12 +146,11 @@ def _policy(params: Params) -> Policy | None:
 
 def _registry_findings(client: MlflowClient, entries: Sequence[Entry], versions: Sequence[ModelVersion]) -> Iterator[Finding]:
     """Both models as a whole: every version comes from an entry, every entry has its version, aliases are where they should."""
-    for version in versions:
-        if origin(entries, version)[0] is None:
-            yield Finding("unknown_version", _name(version), "no entry of the ledger made it: it was put there by hand")
     first: dict[tuple[str, str], ModelVersion] = {}
     for version in versions:
-        first.setdefault((version.name, version.tags.get(moves.ENTRY_TAG, "")), version)
+        counts = first.setdefault((version.name, version.tags.get(moves.ENTRY_TAG, "")), version)
+        if counts is not version or origin(entries, version)[0] is None:
+            yield Finding("unknown_version", _name(version), "no entry of the ledger made it: it was put there by hand")
     for entry in entries:
         model = {"registration": registry.CANDIDATE_MODEL, "promotion": registry.PRODUCTION_MODEL}.get(entry.kind)
         if model is not None and (model, str(entry.number)) not in first:

@@ -6,12 +6,14 @@ Everything is computed again, from the predictions that lie there; nothing that 
 from __future__ import annotations
 
 import datetime
+import io
 import json
 import math
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
 _PREDICTIONS = "evaluation/predictions.parquet"
 _RECOMPUTED = ("temperature", "thresholds", "validation", "test")
+_FEWEST = 100  # resamples that dermaflow.params allows
 _CLOSE = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # libraries add up in other orders; a figure is told to three digits
 
 
@@ -245,25 +248,45 @@ def _changed_run(held: Held) -> Iterator[Finding]:
 
 def _recomputed(held: Held) -> tuple[dict[str, Any] | None, list[Finding]]:
     """The facts that were registered, with every figure computed from the predictions that lie there."""
-    import pandas as pd
-
-    from dermaflow.figures import figures
-
     bundle = held.sound_json("evidence.json")
     if bundle is None or held.evidence is None or not (held.evidence / _PREDICTIONS).is_file():
         return None, []
     settings = EvaluateParams.model_validate(bundle["params"]["evaluate"])
     try:
-        fresh = figures(pd.read_parquet(held.evidence / _PREDICTIONS), bundle["model"]["classes"], settings)
+        fresh = _figures((held.evidence / _PREDICTIONS).read_bytes(), tuple(bundle["model"]["classes"]), settings)
     except (InputError, ValueError, KeyError, OSError) as error:
         return None, [held.finding("predictions_unreadable", f"evidence/{_PREDICTIONS}: {str(error).splitlines()[0]}")]
-    metrics = held.sound_json("evaluation/metrics.json") or bundle
-    differing = [place for name in _RECOMPUTED for place in _unlike(metrics.get(name, bundle.get(name)), fresh[name], name)]
+    said = held.sound_json("evaluation/metrics.json") or bundle
+    said = {**said, "validation": _without_intervals(said["validation"])}
+    differing = [place for name in _RECOMPUTED for place in _unlike(said.get(name, fresh[name]), fresh[name], name)]
     found = []
     if differing:
         more = f" and {len(differing) - 1} more" if len(differing) > 1 else ""
         found = [held.finding("figures_differ", f"the predictions give another {differing[0]}{more} than was registered")]
-    return {**bundle, **{name: fresh[name] for name in _RECOMPUTED}}, found
+    return {**bundle, "thresholds": fresh["thresholds"], "test": fresh["test"]}, found
+
+
+@lru_cache(maxsize=4)  # a champion and the challenger that it is a copy of have the same predictions
+def _figures(predictions: bytes, classes: tuple[str, ...], settings: EvaluateParams) -> dict[str, Any]:
+    """What `dermaflow.figures.figures` tells of stored predictions; of validation without intervals, which nothing rests on.
+
+    So the resamples, which take nearly all of the time, are drawn for the test images alone.
+    """
+    import pandas as pd
+
+    from dermaflow.figures import TEST, Chosen, figures
+
+    table = pd.read_parquet(io.BytesIO(predictions))
+    light = figures(table, classes, settings.model_copy(update={"bootstrap": _FEWEST}))
+    thresholds = {name: value for name, value in light["thresholds"].items() if name != "specificity_on_validation"}
+    test = figures(table[table["split"] == TEST], classes, settings, Chosen(light["temperature"], thresholds))[TEST]
+    return {**light, "validation": _without_intervals(light["validation"]), TEST: test}
+
+
+def _without_intervals(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_intervals(part) for name, part in value.items() if name not in ("low", "high")}
+    return [_without_intervals(part) for part in value] if isinstance(value, list) else value
 
 
 def _unlike(registered: Any, fresh: Any, place: str) -> Iterator[str]:

@@ -13,7 +13,7 @@ from components.register.card import model_card
 from dermaflow import contracts, registry
 from dermaflow.access import open_registry
 from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
-from dermaflow.champion import ENTRY_TAG, version_made_for
+from dermaflow.champion import ENTRY_TAG, the_one_that_counts, version_made_for
 from dermaflow.dataset import Dataset
 from dermaflow.ledger import Entry, Ledger, ledger_of
 from dermaflow.lineage import environment
@@ -116,7 +116,7 @@ def settle_candidate(client: MlflowClient, entry: Entry) -> ModelVersion:
         with tempfile.TemporaryDirectory() as scratch:
             run_id, place = entry.body["mlflow_run_id"], f"{registry.EVIDENCE_FOLDER}/{REGISTERED}"
             given = read_json(Path(client.download_artifacts(run_id, place, scratch)))
-        client.create_model_version(
+        created = client.create_model_version(
             registry.CANDIDATE_MODEL,
             source=entry.body["source"],
             run_id=entry.body["mlflow_run_id"],
@@ -124,8 +124,7 @@ def settle_candidate(client: MlflowClient, entry: Entry) -> ModelVersion:
             tags=given["tags"] | {ENTRY_TAG: str(entry.number)},
             description=given["description"],
         )
-        found = version_made_for(client, registry.CANDIDATE_MODEL, entry)
-    assert found is not None
+        found = the_one_that_counts(client, created, entry)
     return found
 
 

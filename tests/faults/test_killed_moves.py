@@ -251,6 +251,19 @@ def test_one_of_two_wins_and_the_other_is_told(two_champions: Registry, tmp_path
     assert names(made) == set()
 
 
+def test_the_same_registered_at_the_same_time(new_registry: Path, evidence: Evidence, tmp_path: Path):
+    """Every process finds the version missing when it comes to make it; one counts, and the others take theirs away."""
+    made = make_registry(new_registry, tmp_path / "registry")
+    children = [
+        started(lambda number=number: register(evidence, made.settings, tmp_path / f"r{number}"))  # type: ignore[misc]
+        for number in range(4)
+    ]
+    assert [ended(child) for child in children] == [0] * 4
+    assert made.kinds() == ["evaluation", "registration"]
+    assert len(made.client.search_model_versions("name = 'dermaflow-candidate'")) == 1
+    assert names(made) == set()
+
+
 def test_errors_of_moving_are_told_to_people():
     assert issubclass(HeadMovedError, DermaflowError)
     assert HeadMovedError.exit_code == 1

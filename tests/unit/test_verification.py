@@ -268,10 +268,7 @@ def test_a_truncated_ledger_is_found_by_its_anchor_and_by_the_champion(used: Reg
 
 def test_a_candidate_that_was_put_there_by_hand_is_found(used: Registry):
     used.client.copy_model_version("models:/dermaflow-candidate/1", registry.CANDIDATE_MODEL)
-    assert found(used) == [("unknown_version", "dermaflow-candidate/3")] or (
-        "unknown_version",
-        "dermaflow-candidate/3",
-    ) in found(used)
+    assert found(used) == [("unknown_version", "dermaflow-candidate/3")]
 
 
 def test_a_registry_without_versions_holds(used: Registry, new_registry: Path, tmp_path: Path):
@@ -311,7 +308,7 @@ def test_versions_that_went_missing_are_made_again(used: Registry):
     used.client.delete_model_version(registry.CANDIDATE_MODEL, "1")
     used.client.delete_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION)
     used.client.delete_model_version(registry.PRODUCTION_MODEL, "2")
-    assert {name for name, _ in found(used)} == {"version_missing", "champion_moved"}
+    assert {name for name, _ in found(used)} == {"version_missing", "champion_moved", "decision_differs"}
     told = verified(used, repair=True, every=True)
     assert told.findings == []
     assert used.champion() == 3
