@@ -359,8 +359,8 @@ def _gates(held: Held, decision: Entry, policy: Policy, facts: dict[str, Any], p
     try:
         case = _case(held, decision, facts, params)
         fresh = {gate.name: gate.to_dict() for gate in gates_of(held.client, then, case, policy, on)}
-    except (InputError, MlflowException, StopIteration) as error:
-        yield held.finding("gates_unknown", f"its gates can not be judged again: {str(error) or type(error).__name__}")
+    except (InputError, MlflowException, OSError) as error:
+        yield held.finding("gates_unknown", f"its gates can not be judged again: {str(error).splitlines()[0]}")
         return
     for gate in decision.body["gates"]:
         differing = [name for name in gate if list(_unlike(gate[name], fresh.get(gate["name"], {}).get(name), name))]
