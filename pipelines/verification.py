@@ -155,7 +155,7 @@ def _registry_findings(client: MlflowClient, entries: Sequence[Entry], versions:
         model = {"registration": registry.CANDIDATE_MODEL, "promotion": registry.PRODUCTION_MODEL}.get(entry.kind)
         if model is not None and (model, str(entry.number)) not in first:
             told = f"entry {entry.number} of the ledger ({entry.kind}) has no version of {model}"
-            yield Finding("version_missing", f"ledger entry {entry.number}", told, "the version is made")
+            yield Finding("version_missing", _where(entry), told, "the version is made")
     yield from _champion_findings(client, entries)
     yield from _challenger_findings(client, entries, first)
 
@@ -185,10 +185,12 @@ def _challenger_findings(
 def _repair(client: MlflowClient, ledger: Ledger, findings: Sequence[Finding]) -> None:
     """Let the registry follow the ledger, which is told first what was found."""
     ledger.append("repair", {"findings": [finding.to_dict() for finding in findings]})
-    entries = ledger.entries()
+    entries, undecided = ledger.entries(), {item.where for item in findings if item.name in ("decision_differs", "tag_changed")}
+    missing = {item.where for item in findings if item.name == "version_missing"}
     for entry in entries:
         if entry.kind == "registration":
-            settle_candidate(client, entry)
+            made = settle_candidate(client, entry)
+            undecided |= {_name(made)} if _where(entry) in missing else set()
         elif entry.kind == "promotion":
             moves.settle_copy(client, entry)
     key = recorded.challenger_key(entries)
@@ -199,7 +201,7 @@ def _repair(client: MlflowClient, ledger: Ledger, findings: Sequence[Finding]) -
     elif registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER) is not None:
         client.delete_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER)
     moves.settle(client, ledger)
-    for name in {finding.where for finding in findings if finding.name in ("decision_differs", "tag_changed")}:
+    for name in sorted(undecided):
         _rewrite_decision(client, ledger, entries, name)
 
 
@@ -214,6 +216,10 @@ def _rewrite_decision(client: MlflowClient, ledger: Ledger, entries: Sequence[En
         write_decision(client, ledger, of_pipeline[-1])
     elif DECISION_TAG in version.tags:  # nobody decided on it
         client.delete_model_version_tag(model, number, DECISION_TAG)
+
+
+def _where(entry: Entry) -> str:
+    return f"ledger entry {entry.number}"
 
 
 def _name(version: ModelVersion) -> str:

@@ -210,9 +210,12 @@ def carry_out(client: MlflowClient, ledger: Ledger, case: Case, decision: Entry,
 
 def write_decision(client: MlflowClient, ledger: Ledger, entry: Entry) -> dict[str, Any]:
     """Write what the ledger says of the pipeline's decision on a candidate to its version's tag and into its evidence."""
-    decision = decision_told(client, ledger.entries(), entry)
-    candidate = decision["candidate"]
-    client.set_model_version_tag(candidate["name"], str(candidate["version"]), DECISION_TAG, decision["outcome"])
+    entries = ledger.entries()
+    decision, candidate = decision_told(client, entries, entry), entry.body["candidate"]
+    registration = recorded.registration_of(entries, candidate["key"])
+    made = None if registration is None else moves.version_made_for(client, candidate["name"], registration)
+    number = candidate["version"] if made is None else made.version  # another, where that one was deleted and made again
+    client.set_model_version_tag(candidate["name"], str(number), DECISION_TAG, decision["outcome"])
     client.log_dict(candidate["mlflow_run_id"], decision, f"{registry.EVIDENCE_FOLDER}/{DECISION_FILE}")
     return decision
 
