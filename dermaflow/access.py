@@ -1,4 +1,4 @@
-"""Opening a registry: one that is there is not written to, so that many may at once, and also who may only read."""
+"""Opening a registry and its ledger: one that is there is not written to, so that many may at once, and who may only read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from dermaflow import registry
 from dermaflow.errors import InputError
+from dermaflow.ledger import Ledger, ledger_of
+from dermaflow.params import RegisterParams
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -35,3 +37,8 @@ def open_registry(tracking_uri: str) -> MlflowClient:
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise InputError(f"register.tracking_uri: {tracking_uri} does not answer: {first[:300]}") from error
     return client
+
+
+def open_ledger(register: RegisterParams) -> Ledger:
+    """The ledger of the registry that parameters name; raises InputError as `ledger_of`."""
+    return ledger_of(register.tracking_uri)

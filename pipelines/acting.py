@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from components.promote.core import Case, Mode, carry_out, weigh
 from dermaflow import champion as moves
 from dermaflow import recorded, registry
-from dermaflow.access import open_registry
+from dermaflow.access import open_ledger, open_registry
 from dermaflow.errors import GateError, InputError
-from dermaflow.ledger import Entry, Ledger, account, ledger_of
+from dermaflow.ledger import Entry, Ledger, account
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
 from pipelines.judging import registered_version
@@ -36,8 +36,7 @@ class Place:
     @classmethod
     def of(cls, params: Params) -> Place:
         """The one that parameters name."""
-        uri = params.register_.tracking_uri
-        return cls(open_registry(uri), ledger_of(uri))
+        return cls(open_registry(params.register_.tracking_uri), open_ledger(params.register_))
 
 
 def promote(model: str, params: Params, *, approver: str | None = None, dry_run: bool = False) -> dict[str, Any]:

@@ -433,9 +433,10 @@ def anchor(
 
     A file that holds an earlier head is moved on only where the ledger goes on from it.
     """
-    from dermaflow.ledger import ledger_of, write_anchor
+    from dermaflow.access import open_ledger
+    from dermaflow.ledger import write_anchor
 
-    ledger = ledger_of(load_params(profile, overrides or ()).register_.tracking_uri)
+    ledger = open_ledger(load_params(profile, overrides or ()).register_)
     head = write_anchor(file, ledger)
     if as_json:
         show.print_json({"file": str(file), "ledger": ledger.place, **vars(head)})

@@ -14,9 +14,9 @@ from components.promote.core import DECISION_TAG, write_decision
 from components.register.core import settle_candidate
 from dermaflow import champion as moves
 from dermaflow import recorded, registry
-from dermaflow.access import open_registry
+from dermaflow.access import open_ledger, open_registry
 from dermaflow.errors import InputError
-from dermaflow.ledger import Entry, Head, Ledger, head_of, ledger_of, read_anchor, unanchored
+from dermaflow.ledger import Entry, Head, Ledger, head_of, read_anchor, unanchored
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
 from pipelines.judging import registered_version
@@ -79,7 +79,7 @@ def verify(
     InputError
         when the registry does not answer, or there is no such version.
     """
-    client, ledger = open_registry(params.register_.tracking_uri), ledger_of(params.register_.tracking_uri)
+    client, ledger = open_registry(params.register_.tracking_uri), open_ledger(params.register_)
     found = _verified(client, ledger, models, params, anchor, every=every)
     if not repair or not any(finding.mend for finding in found.findings):
         return found
@@ -102,9 +102,9 @@ def _verified(
     chosen = _chosen(client, versions, models, params, every=every)
     if not faults:  # with a ledger that does not hold there is nothing to hold the registry against
         found += _registry_findings(client, entries, versions)
-        policy = _policy(params)
-        for version in chosen:
-            found += check_version(client, entries, version, policy, params)[0]
+        policy, in_use = _policy(params), {_name(version) for version in _in_use(client)}
+        for version in chosen:  # what is not in use was right to be judged by the policy of its time
+            found += check_version(client, entries, version, policy if _name(version) in in_use else None, params)[0]
     return Verified(
         place=ledger.place,
         entries=len(entries),
@@ -135,8 +135,13 @@ def _chosen(
                 f"MODEL {unknown[0]!r} is neither NAME@ALIAS nor NAME/VERSION; for example {registry.PRODUCTION_MODEL}@champion"
             )
         return [found[1] for found in named if found is not None]
-    in_use = (moves.champion_version(client), registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER))
-    return [version for version in in_use if version is not None]
+    return _in_use(client)
+
+
+def _in_use(client: MlflowClient) -> list[ModelVersion]:
+    """The champion and the challenger, as their aliases have it."""
+    found = moves.champion_version(client), registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER)
+    return [version for version in found if version is not None]
 
 
 def _policy(params: Params) -> Policy | None:

@@ -312,8 +312,9 @@ def _decisions(held: Held, facts: dict[str, Any] | None, policy: Policy | None, 
         yield from _decision_file(held)
     else:
         decision = held.entries[held.promotion.body["decision"] - 1]
-        if decision.kind != "decision" or decision.body["key"] != held.key or decision.body["decided"] != "promote":
-            detail = f"entry {held.promotion.number} of the ledger promotes it, but no decision before it says so"
+        unfounded = _unfounded(held, held.promotion, decision)
+        if unfounded:
+            detail = f"entry {held.promotion.number} of the ledger promotes it, but {unfounded}"
             yield held.finding("promotion_without_decision", detail)
             return
     if decision is None:
@@ -331,6 +332,23 @@ def _decisions(held: Held, facts: dict[str, Any] | None, policy: Policy | None, 
         yield held.finding("policy_changed", detail)
     if facts is not None:
         yield from _gates(held, decision, then, facts, params)
+
+
+def _unfounded(held: Held, promotion: Entry, decision: Entry) -> str | None:
+    """Why a promotion did not follow from what the ledger held before it; None where it did."""
+    if decision.kind != "decision" or decision.number >= promotion.number or decision.body["key"] != held.key:
+        return f"entry {promotion.body['decision']}, which it names, is no decision on it"
+    failed = [gate["name"] for gate in decision.body["gates"] if gate["verdict"] == "fail"]
+    if decision.body["decided"] != "promote" or failed:
+        return f"the decision, entry {decision.number}, was {decision.body['decided']}" + (
+            f": {', '.join(failed)}" if failed else ""
+        )
+    policy, before = decision.body["policy"]["content"], held.entries[: decision.number]
+    agreed = set(recorded.approvers(before, held.key))
+    agreed -= {recorded.requester(before, held.key)} if policy["four_eyes"] else set()
+    if len(agreed) < policy["approvals"]:
+        return f"{len(agreed)} people had agreed, and the policy asks for {policy['approvals']}"
+    return None
 
 
 def _decision_file(held: Held) -> Iterator[Finding]:

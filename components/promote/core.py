@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from components.promote.gates import Gate, judge
 from dermaflow import champion as moves
 from dermaflow import contracts, recorded, registry
-from dermaflow.access import open_registry
+from dermaflow.access import open_ledger, open_registry
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.errors import InputError
-from dermaflow.ledger import Entry, HeadMovedError, Ledger, ledger_of
+from dermaflow.ledger import Entry, HeadMovedError, Ledger
 from dermaflow.params import PromoteParams, RegisterParams
 from dermaflow.policy import Policy, policy_digest
 
@@ -87,7 +87,7 @@ def promote(
     """
     info = contracts.read_info(registration, contracts.REGISTRATION)
     client = open_registry(register.tracking_uri)
-    ledger = ledger or ledger_of(register.tracking_uri)
+    ledger = ledger or open_ledger(register)
     champion = moves.champion_version(client)
     same = champion is not None and champion.tags.get(registry.TAG + "key") == info["key"]
     compared = contracts.read_info(comparison, contracts.COMPARISON)
@@ -229,7 +229,7 @@ def decision_told(client: MlflowClient, entries: Sequence[Entry], entry: Entry) 
         "outcome": recorded.outcome_of(entries, entry),
         **body,
         "champion_after": body["champion_before"] if promotion is None else _told(after),
-        "decided_at": entry.at,
+        "decided_at": datetime.datetime.fromisoformat(entry.at).isoformat(timespec="seconds"),
         "decided_by": entry.actor,
         "ledger": {"decision": entry.number, "promotion": None if promotion is None else promotion.number},
     }

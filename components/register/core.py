@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import dermaflow
 from components.register.card import model_card
 from dermaflow import contracts, registry
-from dermaflow.access import open_registry
+from dermaflow.access import open_ledger, open_registry
 from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
 from dermaflow.champion import ENTRY_TAG, the_one_that_counts, version_made_for
 from dermaflow.dataset import Dataset
-from dermaflow.ledger import Entry, Ledger, ledger_of
+from dermaflow.ledger import Entry, Ledger
 from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams, SplitParams, flat
 from dermaflow.recorded import first_with_key, looks_at, registration_of
@@ -81,7 +81,7 @@ def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: L
     """
     facts = gather_facts(evidence)
     client = open_registry(params.tracking_uri)
-    ledger = ledger or ledger_of(params.tracking_uri)
+    ledger = ledger or open_ledger(params)
     registry.ensure_model(
         client, registry.CANDIDATE_MODEL, "What the pipeline trains; the alias challenger is the newest candidate."
     )

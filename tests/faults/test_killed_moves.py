@@ -217,7 +217,7 @@ def test_promotions_at_the_same_time(
         there = f"s3://promotions/{tmp_path.name}"
         server.upload(made.folder / "ledger", "promotions", tmp_path.name)
         for module in ("acting", "verification"):
-            monkeypatch.setattr(f"pipelines.{module}.ledger_of", lambda uri: Ledger(there))
+            monkeypatch.setattr(f"pipelines.{module}.open_ledger", lambda register: Ledger(there))
         ledger = Ledger(there)
     before = ledger.entries()
     models = [f"dermaflow-candidate/{1 + number % 2}" for number in range(AT_ONCE)]

@@ -240,6 +240,50 @@ def test_a_changed_prediction_whose_digest_was_changed_too_is_found_by_the_ledge
     assert {("list_of_evidence", CHALLENGER), ("evidence_changed", CHALLENGER)} <= set(found(used))
 
 
+def forge(made: Registry, kind: str, **body: object) -> None:
+    """Add an entry with a chain that holds, as somebody who may write the ledger could."""
+    last = next(entry for entry in reversed(made.ledger.entries()) if entry.kind == kind)
+    made.ledger.append(kind, {**last.body, **body})  # type: ignore[arg-type]
+
+
+def test_a_promotion_that_no_decision_asked_for_is_found(used: Registry):
+    first = next(entry for entry in used.ledger.entries() if entry.kind == "promotion")
+    forge(used, "promotion", candidate=first.body["candidate"])
+    assert verified(used, repair=True).findings != []
+    assert ("promotion_without_decision", "dermaflow/3") in found(used)
+
+
+def test_a_promotion_of_a_refused_candidate_is_found(used: Registry):
+    forge(used, "decision", decided="refused")
+    forge(used, "promotion", decision=len(used.ledger.entries()))
+    verified(used, repair=True)
+    (finding,) = [finding for finding in verified(used).findings if finding.name == "promotion_without_decision"]
+    assert finding.detail.endswith("was refused")
+
+
+def test_a_promotion_that_people_did_not_agree_to_is_found(used: Registry):
+    last = next(entry for entry in reversed(used.ledger.entries()) if entry.kind == "decision")
+    content = {**last.body["policy"]["content"], "approvals": 1}
+    forge(used, "decision", policy={**last.body["policy"], "content": content})
+    forge(used, "promotion", decision=len(used.ledger.entries()))
+    verified(used, repair=True)
+    assert any("0 people had agreed, and the policy asks for 1" in finding.detail for finding in verified(used).findings)
+
+
+def test_gates_in_a_forged_decision_are_judged_again(used: Registry):
+    last = next(entry for entry in reversed(used.ledger.entries()) if entry.kind == "decision")
+    better = [{**gate, "estimate": 0.99} if gate["name"] == "auroc" else gate for gate in last.body["gates"]]
+    better = [{**gate, "verdict": "fail"} if gate["name"] == "leakage" else gate for gate in better]
+    forge(used, "decision", gates=better)
+    details = [finding.detail for finding in verified(used).findings if finding.name == "gate_differs"]
+    assert [detail.split(",")[0] for detail in details] == ["gate leakage", "gate auroc"]
+
+
+def test_an_older_version_may_have_been_judged_by_an_older_policy(used: Registry):
+    edit_policy(used)
+    assert {where for name, where in found(used, every=True) if name == "policy_changed"} == {CHALLENGER, CHAMPION}
+
+
 def entry_file(made: Registry, number: int) -> Path:
     return made.folder / "ledger" / f"{number:08d}.json"
 
