@@ -6,6 +6,7 @@ import json
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -136,3 +137,19 @@ def test_models_still_lists_both_models(used: Registry):
         ("dermaflow-candidate", 2, ["challenger"]),
         ("dermaflow-candidate", 1, []),
     ]
+
+
+def test_check_says_before_any_work_that_a_server_has_no_ledger(used: Registry):
+    def ledger(*values: str) -> dict[str, Any]:
+        _, out, _ = call(used, "check", "--json", *sets(*values))
+        return next(item for item in json.loads(out)["checks"] if item["name"] == "ledger")
+
+    assert ledger()["detail"] == f"{used.folder}/ledger, {len(used.kinds())} entries, each following the one before"
+    (used.folder / "ledger" / "00000002.json").unlink()
+    assert "does not hold at entry 2" in ledger()["detail"]
+    server = Registry(used.folder)
+    with patch.object(Registry, "uri", "http://127.0.0.1:9"):
+        _, out, _ = call(server, "check", "--json")
+    told = next(item for item in json.loads(out)["checks"] if item["name"] == "ledger")
+    assert not told["ok"]
+    assert "is a server, and nothing says where its ledger lies" in told["detail"]
