@@ -378,7 +378,9 @@ class _Files:
         target = self._path(number)
         temporary = self._folder / f".{target.name}.{secrets.token_hex(8)}"
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
+            if not self._folder.exists():
+                self._folder.mkdir(parents=True, exist_ok=True)
+                _sync(self._folder.parent)
             self._remove_abandoned()
             try:
                 self._write(temporary, data)
