@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from dermaflow.artifacts import json_digest
 from dermaflow.errors import InputError
 from dermaflow.params import Section, Share
 from dermaflow.yaml_files import parse_yaml
+
+GATES = (
+    *("data_validation", "not_synthetic", "lesion_split", "leakage", "never_tested", "trained_model", "clean_commit"),
+    *("data_licence", "test_set_looks", "balanced_accuracy", "auroc", "melanoma_sensitivity", "melanoma_at_specificity"),
+    *("calibration", "worst_subgroup"),
+    *("explanation_additivity", "explanation_on_lesion", "explanation_insertion", "explanation_randomisation"),
+    *("explanation_stability", "not_worse_than_champion"),
+)
+NEVER_WAIVED = ("lesion_split", "leakage", "never_tested")  # without them no figure of the model means what it says
+
+
+def _may_be_waived(gate: str) -> str:
+    allowed = [name for name in GATES if name not in NEVER_WAIVED]
+    if gate not in allowed:
+        raise ValueError(f"allowed: {', '.join(allowed)}")
+    return gate
+
+
+Use = Literal["research", "commercial"]
+Waivable = Annotated[str, AfterValidator(_may_be_waived)]
 
 
 class Minimum(Section):
@@ -20,6 +40,26 @@ class Minimum(Section):
 
     estimate: Share | None = None
     low: Share | None = None
+
+
+class AtSpecificity(Minimum):
+    """Bounds on a sensitivity at the threshold that gives this specificity on validation."""
+
+    specificity: Annotated[float, Field(ge=0.5, lt=1)]
+
+
+class CalibrationBounds(Section):
+    """Bounds on how far probabilities after temperature are off; null asks for nothing."""
+
+    max_ece: Share | None
+
+
+class SubgroupBounds(Section):
+    """Bounds on the worst subgroup's estimate, and on the upper end of each one's 95 % interval; null asks for nothing."""
+
+    figure: Literal["malignant_sensitivity", "balanced_accuracy"]
+    estimate: Share | None
+    high: Share | None
 
 
 class ExplanationBounds(Section):
@@ -33,16 +73,40 @@ class ExplanationBounds(Section):
 
 
 class Policy(Section):
-    """The gates, in the order in which they are reported."""
+    """The gates, in the order in which they are reported, and the people who must agree (mlflow/README.md)."""
 
-    version: Annotated[int, Field(ge=1, le=1)]
+    version: Annotated[int, Field(ge=2, le=2)]
     allow_synthetic: bool
     allow_dirty_commit: bool
+    use: Use
+    licences: dict[str, tuple[Use, ...]]
+    max_looks: Annotated[int, Field(ge=1)] | None
     balanced_accuracy: Minimum
     auroc: Minimum
     melanoma_sensitivity: Minimum
+    melanoma_at_specificity: AtSpecificity
+    calibration: CalibrationBounds
+    worst_subgroup: SubgroupBounds
     margin_to_champion: Annotated[float, Field(ge=0, le=1)]
     explanation: ExplanationBounds
+    approvals: Annotated[int, Field(ge=0, le=10)]
+    four_eyes: bool
+    waivable: tuple[Waivable, ...]
+
+    @model_validator(mode="after")
+    def _four_eyes_need_an_approval(self) -> Self:
+        if self.four_eyes and not self.approvals:
+            raise ValueError("four_eyes needs approvals of at least 1: with none nobody is asked who could be another")
+        return self
+
+    def allows(self, licence: str) -> tuple[Use, ...]:
+        """The uses that a licence allows, however its name is written: CC-BY-NC-4.0 is CC BY-NC 4.0."""
+        by_name = {_plain(name): uses for name, uses in self.licences.items()}
+        return by_name.get(_plain(licence), ())
+
+
+def _plain(licence: str) -> str:
+    return "".join(letter for letter in licence.casefold() if letter.isalnum() or letter == ".")
 
 
 def read_policy(path: Path) -> Policy:

@@ -7,6 +7,7 @@ Exit codes: 0 in order; 1 a check or gate did not pass, or a step failed; 2 the 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import sys
 import time
@@ -33,6 +34,8 @@ app = typer.Typer(
 )
 data_app = typer.Typer(no_args_is_help=True, help="Get data: HAM10000 or synthetic lesions; ingest, validate and split it.")
 app.add_typer(data_app, name="data")
+models_app = typer.Typer(invoke_without_command=True, help="List the registered versions of both models; show one.")
+app.add_typer(models_app, name="models")
 
 Profile = Annotated[
     str,
@@ -324,17 +327,163 @@ def tune(
         show.tuning(result)
 
 
-@app.command()
-def models(profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
-    """List the registered versions of both models, with their aliases."""
+@models_app.callback()
+def models(context: typer.Context, profile: Profile = "default", overrides: Sets = None, as_json: Json = False) -> None:
+    """List the registered versions of both models, with their aliases; `dermaflow models show MODEL` shows one."""
     from dermaflow import registry
+    from dermaflow.access import open_registry
 
+    if context.invoked_subcommand is not None:
+        return
     params: Params = load_params(profile, overrides or ())
-    versions = registry.list_versions(registry.connect(params.register_.tracking_uri))
+    versions = registry.list_versions(open_registry(params.register_.tracking_uri))
     if as_json:
         show.print_json(versions)
     else:
         show.versions(versions, params.register_.tracking_uri)
+
+
+@models_app.command("show")
+def show_model(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME@ALIAS or NAME/VERSION of the registry.")],
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Show a version: its gates, and everything that the ledger says of it."""
+    from pipelines.acting import shown
+
+    result = shown(model, load_params(profile, overrides or ()))
+    if as_json:
+        show.print_json(result)
+    else:
+        show.model(result)
+
+
+@app.command()
+def promote(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A candidate, as NAME@ALIAS or NAME/VERSION.")
+    ] = "dermaflow-candidate@challenger",
+    approver: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Who agrees; kept in the ledger. Not the requester, under four eyes.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Judge it and tell what would be done; write nothing.")] = False,
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a candidate again, from its registered evidence, and make it champion where policy and people allow.
+
+    Exit 0: it is champion (or would be, of a dry run); 1: refused, or people have to agree, or somebody else was first.
+    """
+    from pipelines.acting import promote as work
+
+    result = work(model, load_params(profile, overrides or ()), approver=approver, dry_run=dry_run)
+    if as_json:
+        show.print_json(result)
+    else:
+        show.decision(result, dry_run=dry_run)
+    if result["decided"] not in ("promote", "would_promote", "already_champion"):
+        raise typer.Exit(1)
+
+
+@app.command()
+def waive(
+    gate: Annotated[str, typer.Argument(metavar="GATE", help="One that the policy lets be waived (waivable).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A candidate, as NAME@ALIAS or NAME/VERSION.")],
+    reason: Annotated[str, typer.Option(help="Why; the ledger keeps it, and every decision shows it.")],
+    until: Annotated[str, typer.Option(metavar="DAY", help="The last day on which it holds, as 2027-01-31.")],
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Let a gate not count for one version, until a day; the next decision on it heeds that."""
+    from pipelines.acting import waive as work
+
+    entry = work(gate, model, reason, until, load_params(profile, overrides or ()))
+    if as_json:
+        show.print_json(entry.to_dict())
+    else:
+        typer.echo(f"gate {gate} of {model} is waived until {entry.body['until']}: entry {entry.number} of the ledger")
+
+
+@app.command()
+def rollback(
+    reason: Annotated[str, typer.Option(help="Why; the ledger keeps it.")],
+    to: Annotated[
+        int | None,
+        typer.Option(metavar="VERSION", help="Of the model dermaflow; by default the one that the champion replaced."),
+    ] = None,
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Make an earlier champion champion again."""
+    from pipelines.acting import roll_back
+
+    result = roll_back(to, reason, load_params(profile, overrides or ()))
+    if as_json:
+        show.print_json(result)
+    else:
+        before, now = (f"{result[name]['name']} version {result[name]['version']}" for name in ("before", "champion"))
+        typer.echo(f"champion: {now} (before: {before}); entry {result['entry']} of the ledger")
+
+
+@app.command()
+def verify(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL]...", help="NAME@ALIAS or NAME/VERSION; by default the champion and the challenger."),
+    ] = None,
+    anchor: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="An earlier head of the ledger, made by: dermaflow anchor FILE.")
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Look at every version of both models.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Let the registry follow the ledger where a move was cut short or made by hand.")
+    ] = False,
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Check ledger and registry by computing everything again. Exit 0: all holds; 1: each finding is named.
+
+    Digests of all files, tags and metrics, figures from the stored predictions, gates from those figures, aliases.
+    """
+    from pipelines.verification import verify as work
+
+    result = work(models or (), load_params(profile, overrides or ()), anchor=anchor, every=every, repair=repair)
+    if as_json:
+        show.print_json(result.to_dict())
+    else:
+        show.verified(result.to_dict())
+    if not result.ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def anchor(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Where to keep the head; lay it where the ledger's writers can not write.")
+    ],
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Keep the head of the ledger in a file: `dermaflow verify --anchor FILE` finds what is cut off or written anew behind it.
+
+    A file that holds an earlier head is moved on only where the ledger goes on from it.
+    """
+    from dermaflow.access import open_ledger
+    from dermaflow.ledger import write_anchor
+
+    ledger = open_ledger(load_params(profile, overrides or ()).register_)
+    head = write_anchor(file, ledger)
+    if as_json:
+        show.print_json({"file": str(file), "ledger": ledger.place, **vars(head)})
+    else:
+        typer.echo(f"{file}: entry {head.number}, {head.digest}")
 
 
 @app.command()
@@ -372,6 +521,7 @@ def report(
 def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
     set_environment()
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each folder that is read
     try:
         result: Any = app(standalone_mode=False)
     except DermaflowError as error:

@@ -139,7 +139,7 @@ def _of_run(name: str, folder: Path) -> Side:
 
 def gather(a: Side, b: Side, params: Params) -> Info:
     """Everything that the template names."""
-    common = _common(a, b)
+    common = common_tests(a, b)
     differences = None if common.undefined else _differences(common, a.classes, params)
     return {
         "sides": (a, b),
@@ -187,7 +187,7 @@ class Common:
         return int(self.tables[0]["lesion_id"].nunique())
 
 
-def _common(a: Side, b: Side) -> Common:
+def common_tests(a: Side, b: Side) -> Common:
     """The images that are in test of both under the same id, with the same bytes, label and lesion."""
     nothing = pd.DataFrame()
     if a.classes != b.classes:

@@ -260,11 +260,12 @@ def registered_version(model: str, params: Params) -> tuple[MlflowClient, ModelV
     from mlflow.exceptions import MlflowException
 
     from dermaflow import registry
+    from dermaflow.access import open_registry
 
     named = _REGISTERED.fullmatch(model)
     if named is None:
         return None
-    client = registry.connect(params.register_.tracking_uri)
+    client = open_registry(params.register_.tracking_uri)
     try:
         found = (
             client.get_model_version_by_alias(named["name"], named["alias"])

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from dermaflow import places, weights
+from dermaflow.access import open_ledger
 from dermaflow.architectures import ARCHITECTURES, require_size
 from dermaflow.artifacts import open_artifact
 from dermaflow.contracts import SPLITS
 from dermaflow.dataset import KIND
 from dermaflow.errors import InputError
+from dermaflow.ledger import LedgerError
 from dermaflow.lineage import git_state
 from dermaflow.params import Params
 from dermaflow.policy import read_policy
@@ -40,6 +42,7 @@ def run_checks(params: Params) -> list[Check]:
         ("references", _look_at_references),
         ("policy", _look_at_policy),
         ("places", _look_at_places),
+        ("ledger", _look_at_ledger),
     ]
     return [_checked(name, look, params) for name, look in looks]
 
@@ -100,7 +103,7 @@ def default_arguments(params: Params) -> dict[str, Any]:
 def _checked(name: str, look: Callable[[Params], str], params: Params) -> Check:
     try:
         return Check(name, ok=True, detail=look(params))
-    except InputError as error:
+    except (InputError, LedgerError) as error:
         return Check(name, ok=False, detail=str(error))
 
 
@@ -172,6 +175,11 @@ def _look_at_places(params: Params) -> str:
     for folder in folders:
         _require_writable(folder)
     return f"runs in {places.RUNS}/, registry {uri}"
+
+
+def _look_at_ledger(params: Params) -> str:
+    ledger = open_ledger(params.register_)
+    return f"{ledger.place}, {len(ledger.entries())} entries, each following the one before"
 
 
 def _require_writable(folder: Path) -> None:

@@ -174,13 +174,18 @@ def _gates(summary: dict[str, Any]) -> None:
         "already_champion": "it is the champion already",
         "disabled": "promotion is disabled",
         "would_promote": "every gate passed; promote.mode is dry_run, so nothing was moved",
+        "awaiting_approval": "every gate passed; people have to agree: dermaflow promote --approver NAME",
         "refused": f"refused by {', '.join(gate['name'] for gate in failed)}",
     }[summary["outcome"]]
     now = f"{champion['name']} version {champion['version']}" if champion else "none"
     out.print(f"Champion: {now}. Decision on the challenger: [bold]{said}[/]")
+    out.print(_gate_table(summary["gates"]))
+
+
+def _gate_table(gates: Sequence[dict[str, Any]]) -> Table:
     table = Table("gate", "verdict", "estimate", "threshold", "why")
-    for gate in summary["gates"]:
-        colour = {"pass": "green", "fail": "red"}.get(gate["verdict"], "dim")
+    for gate in gates:
+        colour = {"pass": "green", "fail": "red", "waived": "yellow"}.get(gate["verdict"], "dim")
         table.add_row(
             gate["name"],
             f"[{colour}]{gate['verdict'].replace('_', ' ')}[/]",
@@ -188,7 +193,7 @@ def _gates(summary: dict[str, Any]) -> None:
             _number(gate["threshold"]),
             escape(gate["reason"]),
         )
-    out.print(table)
+    return table
 
 
 def checks(found: Sequence[Any], tasks: Sequence[dict[str, Any]]) -> None:
@@ -355,6 +360,60 @@ def versions(found: Sequence[dict[str, Any]], uri: str) -> None:
             time.strftime("%Y-%m-%d %H:%M", time.localtime(item["created_ms"] / 1000)),
         )
     out.print(table if found else f"no versions in {uri} yet; run: dermaflow run")
+
+
+def decision(result: dict[str, Any], *, dry_run: bool) -> None:
+    """`dermaflow promote`: the gates, and what came of them."""
+    candidate, champion, people = result["candidate"], result["champion"], result["approvals"]
+    out.print(_gate_table(result["gates"]))
+    if people["needed"]:
+        out.print(
+            f"Approvals: {len(people['given'])} of {people['needed']} ({escape(', '.join(people['given'])) or 'none yet'})"
+        )
+    now = f"{champion['name']} version {champion['version']}" if champion else "none"
+    said = result["outcome"].replace("_", " ") + (f" by {', '.join(result['refused_by'])}" if result["refused_by"] else "")
+    written = f"entries {', '.join(map(str, result['entries']))}" if result["entries"] else "nothing was written"
+    written += ", this was a dry run" if dry_run else ""
+    out.print(f"{candidate['name']} version {candidate['version']}: [bold]{said}[/]. Champion: {now}. Ledger: {written}")
+
+
+def model(result: dict[str, Any]) -> None:
+    """`dermaflow models show`: gates and history of a version."""
+    aliases = f" @ {', '.join(result['aliases'])}" if result["aliases"] else ""
+    out.print(f"[bold]{result['name']} version {result['version']}[/]{aliases}")
+    if not result["in_ledger"]:
+        out.print("[red]No entry of the ledger made this version.[/]")
+        return
+    if result["copied_from"]:
+        out.print(f"A copy of {result['copied_from']}")
+    out.print(f"Registered {result['registered']['at'][:19]} by {escape(result['registered']['by'])}")
+    for name, digest in result["digests"].items():
+        out.print(f"  {name:<12} {digest}")
+    out.print(f"Models judged on its test set so far: {result['looks']}")
+    if result["gates"]:
+        out.print(_gate_table(result["gates"]))
+    table = Table("entry", "at (UTC)", "kind", "by", "", title="Ledger", title_justify="left")
+    for entry in result["entries"]:
+        table.add_row(str(entry["number"]), entry["at"][:19], entry["kind"], escape(entry["actor"]), escape(entry["says"]))
+    out.print(table)
+
+
+def verified(result: dict[str, Any]) -> None:
+    """`dermaflow verify`: what was found and what was mended."""
+    if result["findings"]:
+        table = Table("finding", "where", "", "--repair")
+        for item in result["findings"]:
+            table.add_row(f"[red]{item['name']}[/]", escape(item["where"]), escape(item["detail"]), escape(item["mend"] or ""))
+        out.print(table)
+    for item in result["mended"]:
+        out.print(f"[green]mended[/] {item['name']}, {escape(item['where'])}: {escape(item['mend'] or '')}")
+    ledger, versions = result["ledger"], ", ".join(result["versions"]) or "none"
+    anchored = f", in line with {result['anchor']}" if result["anchor"] and result["ok"] else ""
+    out.print(
+        f"Ledger: {escape(ledger['place'])}, {ledger['entries']} entries, head {ledger['head']['digest']}{escape(anchored)}"
+    )
+    verdict = "[green]all holds[/]" if result["ok"] else f"[red]{len(result['findings'])} findings[/]"
+    out.print(f"Versions looked at: {versions}. {verdict}")
 
 
 def _number(value: float | None) -> str:

@@ -15,8 +15,11 @@ from tests.workspace import ROOT, TINY, Workspace, make_workspace, sets
 
 if TYPE_CHECKING:
     from components.register.core import Evidence
+    from tests.registries import Registry
 
-_TAKES_FINISHED = re.compile(r"\b(finished\w*|continued): ")  # a fixture below that rests on the finished run, as an argument
+_TAKES_FINISHED = re.compile(
+    r"\b(finished\w*|continued|two_champions|used): "
+)  # a fixture below that rests on the finished run, as an argument
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -90,6 +93,37 @@ def finished_evidence(finished_run: Path) -> Evidence:
     given = read_json(finished_run / "request.json")["arguments"]
     told = {name: given[name] for name in ("params", "source_digest", "pipeline_digest", "commit")}
     return Evidence(**{name: finished_run / place for name, place in steps.items()}, run_id=finished_run.name, **told)
+
+
+@pytest.fixture(scope="session")
+def new_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The database of a registry that holds nothing: MLflow takes 3 s to make one."""
+    from dermaflow import registry
+
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    registry.connect(f"sqlite:///{path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def two_champions(tmp_path_factory: pytest.TempPathFactory, new_registry: Path, finished_evidence: Evidence) -> Registry:
+    """A registry in which the finished run's candidate was champion, and then a better one; not to be changed: copy it."""
+    from dataclasses import replace
+
+    from tests.registries import COMMIT, answering, make_registry, run_promotions
+
+    folder = tmp_path_factory.mktemp("two-champions")
+    first = replace(finished_evidence, commit=COMMIT)
+    better = replace(answering(first, folder / "better", right=1.0), run_id="better")
+    made = make_registry(new_registry, folder / "registry")
+    assert [told["outcome"] for told in run_promotions(made, [first, better], folder)] == ["promoted", "promoted"]
+    return made
+
+
+@pytest.fixture
+def used(tmp_path: Path, two_champions: Registry) -> Registry:
+    """A copy of `two_champions` that the test may change."""
+    return two_champions.copy(tmp_path / "registry")
 
 
 @pytest.fixture(scope="session")

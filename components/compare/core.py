@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from dermaflow import contracts, registry
+from dermaflow.access import open_registry
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.contracts import seen_before
 from dermaflow.dataset import Dataset
@@ -42,7 +43,7 @@ def compare(
     InputError
         when the registry does not answer, or an artifact is missing.
     """
-    client = registry.connect(register.tracking_uri)
+    client = open_registry(register.tracking_uri)
     champion = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
     table = contracts.read_splits(splits)
     test_set = contracts.read_info(splits, contracts.SPLITS)["test_set"]

@@ -5,13 +5,18 @@ from __future__ import annotations
 import datetime
 import json
 import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from components.promote.gates import Gate, judge
-from dermaflow import contracts, registry
+from dermaflow import champion as moves
+from dermaflow import contracts, recorded, registry
+from dermaflow.access import open_ledger, open_registry
 from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.errors import InputError
+from dermaflow.ledger import Entry, HeadMovedError, Ledger
 from dermaflow.params import PromoteParams, RegisterParams
 from dermaflow.policy import Policy, policy_digest
 
@@ -19,8 +24,35 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-KEY_TAG = registry.TAG + "key"
+DECISION_FILE = "decision.json"
+DECISION_TAG = registry.TAG + "decision"
 TEST_SET_TAG = registry.TAG + "test_set.digest"
+Mode = Literal["disabled", "dry_run", "enabled"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A candidate that is to be decided on, and what speaks for it.
+
+    Attributes
+    ----------
+    key: digest of the model and of everything that judges it.
+    facts: as its registration tells them.
+    commit: `commit` and `dirty` of the code that made it.
+    comparison: with the champion, as comparison.json tells it; None where the candidate is the champion.
+    """
+
+    model: str
+    version: int
+    key: str
+    mlflow_run_id: str
+    facts: Mapping[str, Any]
+    commit: Mapping[str, Any]
+    comparison: Mapping[str, Any] | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Which candidate it is, as ledger and decision name it."""
+        return {"name": self.model, "version": self.version, "key": self.key, "mlflow_run_id": self.mlflow_run_id}
 
 
 def promote(
@@ -31,6 +63,7 @@ def promote(
     params: PromoteParams,
     register: RegisterParams,
     target: Path,
+    ledger: Ledger | None = None,
 ) -> dict[str, Any]:
     """Decide on a registered candidate, act on the decision, and write it down.
 
@@ -38,73 +71,199 @@ def promote(
     ----------
     registration, comparison: artifacts of the candidate.
     commit: JSON of the code's commit and dirtiness.
+    ledger: of the registry; by default the one beside an embedded registry.
 
     Returns
     -------
-    The content of decision.json. `outcome` is promoted, already_champion, would_promote (dry run: every gate passed,
-    nothing moved), refused (some gate failed) or disabled.
+    The content of decision.json. `outcome` is promoted, already_champion, would_promote (every gate passed, nothing moved:
+    a dry run), awaiting_approval (every gate passed, people have to agree), refused (some gate failed) or disabled.
 
     Raises
     ------
     InputError
         when the registry does not answer, or there is another champion than the challenger was compared with.
+    HeadMovedError
+        when somebody else moves the champion at the same time.
     """
     info = contracts.read_info(registration, contracts.REGISTRATION)
-    client = registry.connect(register.tracking_uri)
-    champion = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
-    same = champion is not None and champion.tags.get(KEY_TAG) == info["key"]
+    client = open_registry(register.tracking_uri)
+    ledger = ledger or open_ledger(register)
+    champion = moves.champion_version(client)
+    same = champion is not None and champion.tags.get(registry.TAG + "key") == info["key"]
     compared = contracts.read_info(comparison, contracts.COMPARISON)
     if not same and compared["champion"] != _told(champion):
         raise InputError(
             f"the challenger was compared with champion {_name(compared['champion'])}, but the champion is now "
             f"{_name(_told(champion))}; start the run again: only the comparison is made anew"
         )
-    tested = _tested_before(client, info)
-    gates = judge(info["facts"], json.loads(commit), None if same else compared, tested, policy)
-    outcome = _outcome(params.mode, gates, same=same)
-    after = _copy_to_production(client, info, policy) if outcome == "promoted" else champion
-    decision = {
-        "outcome": outcome,
-        "mode": params.mode,
-        "candidate": {"name": info["model"], "version": info["version"]},
-        "champion_before": _told(champion),
-        "champion_after": _told(after),
-        "gates": [gate.to_dict() for gate in gates],
-        "refused_by": [gate.name for gate in gates if gate.verdict == "fail"],
-        "waived": _waived(info["facts"], policy),
-        "policy": {"file": params.policy, "digest": policy_digest(policy)},
-        "decided_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    client.set_model_version_tag(info["model"], str(info["version"]), registry.TAG + "decision", outcome)
-    client.log_dict(info["mlflow_run_id"], decision, f"{registry.EVIDENCE_FOLDER}/decision.json")
+    case = Case(
+        model=info["model"],
+        version=info["version"],
+        key=info["key"],
+        mlflow_run_id=info["mlflow_run_id"],
+        facts=info["facts"],
+        commit=json.loads(commit),
+        comparison=None if same else compared,
+    )
+    seen = ledger.entries()
+    judged = weigh(client, seen, case, policy, params.policy, params.mode, recorded.PIPELINE)
+    entry = ledger.append("decision", judged)
+    try:
+        if judged["decided"] == "promote":
+            carry_out(client, ledger, case, entry, seen)
+    except HeadMovedError:
+        write_decision(client, ledger, entry)
+        raise
+    decision = write_decision(client, ledger, entry)
     with new_artifact(target, contracts.DECISION) as folder:
-        write_json(folder / "decision.json", decision)
+        write_json(folder / DECISION_FILE, decision)
     return decision
 
 
-def _outcome(mode: str, gates: list[Gate], *, same: bool) -> str:
+def weigh(
+    client: MlflowClient,
+    entries: Sequence[Entry],
+    case: Case,
+    policy: Policy,
+    policy_file: str,
+    mode: Mode,
+    by: str,
+    also: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The decision on a candidate as the ledger is to hold it; nothing is written.
+
+    Parameters
+    ----------
+    entries: of the ledger: looks at the test set, waivers and approvals come from there.
+    by: dermaflow.recorded.PIPELINE or PERSON.
+    also: people who approve of it now, beside those that the ledger knows.
+    """
+    in_use = moves.promotion_in_use(entries)
+    approved = list(dict.fromkeys([*recorded.approvers(entries, case.key), *also]))
+    if policy.four_eyes:
+        approved = [name for name in approved if name != recorded.requester(entries, case.key)]
+    test_set = case.facts["splits"]["test_set"]["digest"]
+    looks = recorded.looks_at(entries, test_set)
+    gates = gates_of(client, entries, case, policy, datetime.datetime.now(datetime.UTC).date())
+    same = in_use is not None and in_use.body["candidate"]["key"] == case.key
+    return {
+        "decided": _decided(mode, gates, same=same, approved=len(approved) >= policy.approvals),
+        "by": by,
+        "mode": mode,
+        "key": case.key,
+        "candidate": case.to_dict(),
+        "seen": len(entries),
+        "commit": dict(case.commit),
+        "champion_before": _told(moves.champion_version(client)),
+        "comparison": None if case.comparison is None else dict(case.comparison),
+        "gates": [gate.to_dict() for gate in gates],
+        "refused_by": [gate.name for gate in gates if gate.verdict == "fail"],
+        "waived": _waived(case.facts, policy, gates),
+        "approvals": {
+            "needed": policy.approvals,
+            "given": approved,
+            "four_eyes": policy.four_eyes,
+            "requester": recorded.requester(entries, case.key),
+        },
+        "test_set": {"digest": test_set, "looks": looks, "max_looks": policy.max_looks},
+        "policy": {"file": policy_file, "digest": policy_digest(policy), "content": policy.model_dump(mode="json")},
+    }
+
+
+def gates_of(client: MlflowClient, entries: Sequence[Entry], case: Case, policy: Policy, on: datetime.date) -> list[Gate]:
+    """Every gate, by what the ledger held and on what day it was."""
+    looks = recorded.looks_at(entries, case.facts["splits"]["test_set"]["digest"])
+    tested = _tested_before(client, case, entries)
+    waived = recorded.waivers(entries, case.key, on)
+    return judge(case.facts, case.commit, case.comparison, tested, looks, policy, waived)
+
+
+def carry_out(client: MlflowClient, ledger: Ledger, case: Case, decision: Entry, seen: Sequence[Entry]) -> ModelVersion:
+    """Make a candidate champion: the ledger first, which says what is to be moved, then the copy, then the alias.
+
+    Parameters
+    ----------
+    seen: the entries by which it was decided.
+
+    Raises
+    ------
+    HeadMovedError
+        when somebody else moved the champion since then, or is about to.
+    """
+    moves.require_settled(client, ledger, seen)
+    in_use = moves.promotion_in_use(seen)
+    body = {
+        "model": registry.PRODUCTION_MODEL,
+        "alias": registry.CHAMPION,
+        "candidate": case.to_dict(),
+        "from": None if in_use is None else {"entry": in_use.number, **in_use.body["candidate"]},
+        "decision": decision.number,
+        "policy": decision.body["policy"]["digest"],
+        "waived": decision.body["waived"],
+        "approved_by": decision.body["approvals"]["given"],
+    }
+    moves.record_move(ledger, "promotion", body, seen)
+    champion = moves.settle(client, ledger)
+    assert champion is not None
+    return champion
+
+
+def write_decision(client: MlflowClient, ledger: Ledger, entry: Entry) -> dict[str, Any]:
+    """Write what the ledger says of the pipeline's decision on a candidate to its version's tag and into its evidence."""
+    entries = ledger.entries()
+    decision, candidate = decision_told(client, entries, entry), entry.body["candidate"]
+    registration = recorded.registration_of(entries, candidate["key"])
+    made = None if registration is None else moves.version_made_for(client, candidate["name"], registration)
+    number = candidate["version"] if made is None else made.version  # another, where that one was deleted and made again
+    client.set_model_version_tag(candidate["name"], str(number), DECISION_TAG, decision["outcome"])
+    client.log_dict(candidate["mlflow_run_id"], decision, f"{registry.EVIDENCE_FOLDER}/{DECISION_FILE}")
+    return decision
+
+
+def decision_told(client: MlflowClient, entries: Sequence[Entry], entry: Entry) -> dict[str, Any]:
+    """The content of decision.json, of a decision in the ledger and of what came of it."""
+    promotion = next((found for found in entries if found.kind == "promotion" and found.body["decision"] == entry.number), None)
+    body = {name: value for name, value in entry.body.items() if name not in ("decided", "key")}
+    after = None if promotion is None else moves.version_made_for(client, registry.PRODUCTION_MODEL, promotion)
+    return {
+        "outcome": recorded.outcome_of(entries, entry),
+        **body,
+        "champion_after": body["champion_before"] if promotion is None else _told(after),
+        "decided_at": datetime.datetime.fromisoformat(entry.at).isoformat(timespec="seconds"),
+        "decided_by": entry.actor,
+        "ledger": {"decision": entry.number, "promotion": None if promotion is None else promotion.number},
+    }
+
+
+def _decided(mode: str, gates: list[Gate], *, same: bool, approved: bool) -> str:
     if mode == "disabled":
         return "disabled"
     if any(gate.verdict == "fail" for gate in gates):
         return "refused"
-    if mode == "dry_run":
-        return "would_promote"
-    return "already_champion" if same else "promoted"
+    if same:
+        return "would_promote" if mode == "dry_run" else "already_champion"
+    if not approved:
+        return "awaiting_approval"
+    return "would_promote" if mode == "dry_run" else "promote"
 
 
-def _tested_before(client: MlflowClient, info: dict[str, Any]) -> dict[str, int]:
+def _tested_before(client: MlflowClient, case: Case, entries: Sequence[Entry]) -> dict[str, int]:
     """Images of the candidate's train and validation parts that were in test of a registered version, by that version.
 
     Random splits have no test set that counts. Each test set holds the earlier ones, so that equal digests are read once.
+    Only versions count that the ledger knew: a decision can be recomputed later.
     """
-    versions = client.search_model_versions(f"name = '{info['model']}'")
-    own = next(version for version in versions if int(version.version) == info["version"])
+    known = {str(entry.number) for entry in entries if entry.kind == "registration"}
+    versions = client.search_model_versions(f"name = '{case.model}'")
     digests = {
-        version.tags.get(TEST_SET_TAG): version for version in sorted(versions, key=lambda version: int(version.version))
+        version.tags.get(TEST_SET_TAG): version
+        for version in sorted(versions, key=lambda version: int(version.version))
+        if version.tags.get(moves.ENTRY_TAG) in known
     }
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        ours = contracts.read_splits(registry.evidence(client, own, "splits", Path(scratch, "own")))
+        place = f"{registry.EVIDENCE_FOLDER}/splits"
+        ours = contracts.read_splits(Path(client.download_artifacts(case.mlflow_run_id, place, scratch)))
         for number, (digest, version) in enumerate(digests.items()):
             if digest is None or digest == "none":
                 continue
@@ -119,28 +278,10 @@ def _name(told: dict[str, Any] | None) -> str:
     return f"version {told['version']}" if told else "none"
 
 
-def _copy_to_production(client: MlflowClient, info: dict[str, Any], policy: Policy) -> ModelVersion:
-    registry.ensure_model(client, registry.PRODUCTION_MODEL, "What promotion copied here; the alias champion is in use.")
-    copied = client.copy_model_version(f"models:/{info['model']}/{info['version']}", registry.PRODUCTION_MODEL)
-    tags = {
-        "key": info["key"],
-        "mlflow_run_id": info["mlflow_run_id"],
-        "policy.digest": policy_digest(policy),
-        "copied_from": f"{info['model']}/{info['version']}",
-        "waived": ", ".join(_waived(info["facts"], policy)) or "none",
-    }
-    for name, value in tags.items():
-        client.set_model_version_tag(registry.PRODUCTION_MODEL, copied.version, registry.TAG + name, value)
-    client.set_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION, copied.version)
-    moved = registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
-    if moved is None or int(moved.version) != int(copied.version):
-        raise InputError(f"alias {registry.CHAMPION} was moved by someone else at the same time; look with: dermaflow models")
-    return moved
-
-
-def _waived(facts: dict[str, Any], policy: Policy) -> list[str]:
-    """What the policy lets pass that it usually would not."""
-    return ["not_synthetic"] if facts["synthetic"] and policy.allow_synthetic else []
+def _waived(facts: Mapping[str, Any], policy: Policy, gates: Sequence[Gate]) -> list[str]:
+    """What the policy, or a person by a waiver, lets pass that would not have passed."""
+    by_policy = ["not_synthetic"] if facts["synthetic"] and policy.allow_synthetic else []
+    return [*by_policy, *(gate.name for gate in gates if gate.verdict == "waived")]
 
 
 def _told(version: ModelVersion | None) -> dict[str, Any] | None:

@@ -11,15 +11,22 @@ from typing import TYPE_CHECKING, Any
 import dermaflow
 from components.register.card import model_card
 from dermaflow import contracts, registry
-from dermaflow.artifacts import bytes_digest, json_digest, new_artifact, open_artifact, write_json
+from dermaflow.access import open_ledger, open_registry
+from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
+from dermaflow.champion import ENTRY_TAG, the_one_that_counts, version_made_for
 from dermaflow.dataset import Dataset
+from dermaflow.ledger import Entry, Ledger
 from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams, SplitParams, flat
+from dermaflow.recorded import first_with_key, looks_at, registration_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
-KEY_TAG = registry.TAG + "key"
+FILES = "files.json"  # digest of every file of evidence and model; the ledger keeps its own
+REGISTERED = "registered.json"  # what the version and its run were given: tags, description, metrics, parameters
+_NOT_THE_MODELS = ("__pycache__", "registered_model_meta")  # what Python and MLflow write into a model's folder that they read
 
 
 @dataclass(frozen=True)
@@ -50,39 +57,96 @@ class Evidence:
     out_of_fold: tuple[Path, ...] = ()
 
 
-def register(evidence: Evidence, params: RegisterParams, target: Path) -> dict[str, Any]:
+def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: Ledger | None = None) -> dict[str, Any]:
     """Register the candidate, or find the version that the same model and evidence made before.
+
+    Everything that speaks for it is stored first, then the ledger says so, then the version is made and the alias moved:
+    what is cut short is made by whoever registers the same again, or by `dermaflow verify --repair`.
+
+    Parameters
+    ----------
+    ledger: of the registry; by default the one beside an embedded registry.
 
     Returns
     -------
-    The content of registration.json: model, version, key, mlflow_run_id, created (False when it was there), facts.
+    The content of registration.json: model, version, key, mlflow_run_id, created (False when it was there), ledger_entry,
+    looks (models that were judged on its test set so far), facts.
 
     Raises
     ------
     InputError
         when the registry does not answer or an artifact is missing.
+    LedgerError
+        when the ledger does not hold.
     """
     facts = gather_facts(evidence)
-    client = registry.connect(params.tracking_uri)
+    client = open_registry(params.tracking_uri)
+    ledger = ledger or open_ledger(params)
     registry.ensure_model(
         client, registry.CANDIDATE_MODEL, "What the pipeline trains; the alias challenger is the newest candidate."
     )
-    found = registry.find_version(client, registry.CANDIDATE_MODEL, KEY_TAG, facts["key"])
-    version = str(found.version) if found else _create_version(client, evidence, facts, params)
-    client.set_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER, version)
+    _record_look(ledger, evidence, facts)
+    entry = registration_of(ledger.entries(), facts["key"])
+    created = entry is None
+    if entry is None:
+        entry = _record_registration(ledger, _store(client, evidence, facts, params))
+    version = settle_candidate(client, entry)
+    client.set_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER, str(version.version))
     info = {
         "model": registry.CANDIDATE_MODEL,
-        "version": int(version),
+        "version": int(version.version),
         "alias": registry.CHALLENGER,
         "key": facts["key"],
-        "created": found is None,
+        "created": created,
         "tracking_uri": params.tracking_uri,
-        "mlflow_run_id": client.get_model_version(registry.CANDIDATE_MODEL, version).run_id,
+        "mlflow_run_id": version.run_id,
+        "ledger_entry": entry.number,
+        "looks": looks_at(ledger.entries(), facts["splits"]["test_set"]["digest"]),
         "facts": facts,
     }
     with new_artifact(target, contracts.REGISTRATION) as folder:
         write_json(folder / "registration.json", info)
     return info
+
+
+def settle_candidate(client: MlflowClient, entry: Entry) -> ModelVersion:
+    """The version that a registration is about; made, of what its run holds, where it is not there."""
+    found = version_made_for(client, registry.CANDIDATE_MODEL, entry)
+    if found is None:
+        with tempfile.TemporaryDirectory() as scratch:
+            run_id, place = entry.body["mlflow_run_id"], f"{registry.EVIDENCE_FOLDER}/{REGISTERED}"
+            given = read_json(Path(client.download_artifacts(run_id, place, scratch)))
+        created = client.create_model_version(
+            registry.CANDIDATE_MODEL,
+            source=entry.body["source"],
+            run_id=entry.body["mlflow_run_id"],
+            model_id=entry.body["model_id"],
+            tags=given["tags"] | {ENTRY_TAG: str(entry.number)},
+            description=given["description"],
+        )
+        found = the_one_that_counts(client, created, entry)
+    return found
+
+
+def _record_look(ledger: Ledger, evidence: Evidence, facts: dict[str, Any]) -> None:
+    """Every architecture of the run was judged on the test set, and a person sees all their figures."""
+    test_set = facts["splits"]["test_set"]
+    body = {
+        "test_set": test_set["digest"],
+        "images": test_set["images"],
+        "lesions": test_set["lesions"],
+        "models": sorted(entry["architecture"] for entry in facts["selection"]["ranking"]),
+        "architecture": facts["architecture"],
+        "predictions": facts["predictions_digest"],
+        "key": facts["key"],
+        "run_id": evidence.run_id,
+    }
+    ledger.append("evaluation", body, unless=lambda entries: first_with_key(entries, "evaluation", facts["key"]))
+
+
+def _record_registration(ledger: Ledger, body: dict[str, Any]) -> Entry:
+    """A registration, or that of another process that registered the same at the same time."""
+    return ledger.append("registration", body, unless=lambda entries: registration_of(entries, body["key"]))
 
 
 def gather_facts(evidence: Evidence) -> dict[str, Any]:
@@ -145,6 +209,7 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
         "data_validation": _data_validation(evidence),
         "validation": metrics["validation"],
         "test": metrics["test"],
+        "thresholds": metrics["thresholds"],
         "predictions_digest": open_artifact(evidence.evaluation, contracts.EVALUATION).files["predictions.parquet"],
         "out_of_fold": None if pooled is None else _out_of_fold(pooled),
         "selection": contracts.read_info(evidence.selection, contracts.SELECTION),
@@ -202,15 +267,10 @@ def _key(facts: dict[str, Any]) -> str:
     )
 
 
-def _create_version(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -> str:
+def _store(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -> dict[str, Any]:
+    """Store model and evidence in a new MLflow run; what the ledger is to say of them."""
     import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    from dermaflow.serving import LesionClassifier
-
-    size, classes = facts["model"]["image_size"], facts["model"]["classes"]
     bundle = {
         "schema": 1,
         **facts,
@@ -223,48 +283,102 @@ def _create_version(client: MlflowClient, evidence: Evidence, facts: dict[str, A
         "git": json.loads(evidence.commit),
         "environment": environment(),
     }
+    given = {
+        "tags": _tags(bundle),
+        "description": model_card(bundle),
+        "metrics": _metrics(facts),
+        "params": {name: str(value) for name, value in flat(bundle["params"]).items()},
+    }
     experiment = registry.experiment_id(client, params.tracking_uri, params.experiment)
     with mlflow.start_run(experiment_id=experiment, run_name=evidence.run_id) as run:
         mlflow.log_params(flat(bundle["params"]))
-        mlflow.log_metrics(_metrics(facts))
-        _log_evidence(evidence, bundle)
-        logged = mlflow.pyfunc.log_model(
-            name="model",
-            python_model=LesionClassifier(),
-            artifacts={"model": str(evidence.model)},
-            code_paths=[str(Path(dermaflow.__file__).parent)],
-            pip_requirements=_requirements(bundle["environment"]["libraries"]),
-            signature=ModelSignature(
-                Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
-                Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
-            ),
-        )
-        created = client.create_model_version(
-            registry.CANDIDATE_MODEL,
-            source=logged.model_uri,
-            run_id=run.info.run_id,
-            model_id=logged.model_id,
-            tags=_tags(bundle),
-            description=model_card(bundle),
-        )
-    return str(created.version)
+        mlflow.log_metrics(given["metrics"])
+        logged = _log_model(evidence, bundle)
+        files = _log_evidence(evidence, bundle, given, model_files(logged.model_uri))
+    return {
+        "model": registry.CANDIDATE_MODEL,
+        "key": facts["key"],
+        "mlflow_run_id": run.info.run_id,
+        "source": logged.model_uri,
+        "model_id": logged.model_id,
+        "files": files,
+        "run_id": evidence.run_id,
+        "architecture": facts["architecture"],
+        "synthetic": facts["synthetic"],
+        "commit": bundle["git"],
+        "digests": {
+            "model": open_artifact(evidence.model, contracts.MODEL).digest,
+            "predictions": facts["predictions_digest"],
+            "data": facts["data"]["content_digest"],
+            "splits": facts["splits"]["digest"],
+            "test_set": facts["splits"]["test_set"]["digest"],
+            "plan": facts["plan_digest"],
+            "params": facts["params_digest"],
+            "pipeline": evidence.pipeline_digest,
+        },
+    }
 
 
-def _log_evidence(evidence: Evidence, bundle: dict[str, Any]) -> None:
+def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
+    import mlflow
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from dermaflow.serving import LesionClassifier
+
+    size, classes = bundle["model"]["image_size"], bundle["model"]["classes"]
+    return mlflow.pyfunc.log_model(
+        name="model",
+        python_model=LesionClassifier(),
+        artifacts={"model": str(evidence.model)},
+        code_paths=[str(Path(dermaflow.__file__).parent)],
+        pip_requirements=_requirements(bundle["environment"]["libraries"]),
+        signature=ModelSignature(
+            Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
+            Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
+        ),
+    )
+
+
+def model_files(uri: str) -> dict[str, str]:
+    """Digest of each file of a stored model, by its place in the model's folder."""
+    import mlflow
+
+    with tempfile.TemporaryDirectory() as scratch:
+        return files_of(Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch)))
+
+
+def files_of(folder: Path) -> dict[str, str]:
+    """Digest of each file below a folder, by its place there."""
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {name.as_posix(): file_digest(path) for name, path in names.items() if not set(name.parts) & set(_NOT_THE_MODELS)}
+
+
+def _log_evidence(evidence: Evidence, bundle: dict[str, Any], given: dict[str, Any], model: dict[str, str]) -> str:
+    """Log everything that speaks for the version; the digest of the list of it, which comes last."""
     import mlflow
 
     folder = registry.EVIDENCE_FOLDER
-    with tempfile.TemporaryDirectory() as scratch:
-        write_json(Path(scratch, "evidence.json"), bundle)
-        mlflow.log_artifacts(scratch, folder)
     reports = ("report", "splits_report", "masks_and_plan_report", "predictions_report")
-    for name in (*reports, "evaluation", "selection", "comparison", "explanation", "splits", "plan"):
-        mlflow.log_artifacts(str(getattr(evidence, name)), f"{folder}/{name}")
+    names = (*reports, "evaluation", "selection", "comparison", "explanation", "splits", "plan")
+    folders = {name: getattr(evidence, name) for name in names}
     pooled = out_of_fold(evidence)
-    if pooled is not None:
-        mlflow.log_artifacts(str(pooled), f"{folder}/out_of_fold")
-    mlflow.log_artifact(str(evidence.dataset / "dataset.json"), f"{folder}/dataset")
-    mlflow.log_artifact(str(evidence.masks / "masks.json"), f"{folder}/masks")
+    folders |= {"out_of_fold": pooled} if pooled is not None else {}
+    single = {"dataset": evidence.dataset / "dataset.json", "masks": evidence.masks / "masks.json"}
+    files = {f"{name}/{part}": digest for name, path in folders.items() for part, digest in files_of(path).items()}
+    files |= {f"{name}/{path.name}": file_digest(path) for name, path in single.items()}
+    for name, path in folders.items():
+        mlflow.log_artifacts(str(path), f"{folder}/{name}")
+    for name, path in single.items():
+        mlflow.log_artifact(str(path), f"{folder}/{name}")
+    with tempfile.TemporaryDirectory() as scratch:
+        for name, value in (("evidence.json", bundle), (REGISTERED, given)):
+            write_json(Path(scratch, name), value)
+            files[name] = file_digest(Path(scratch, name))
+        write_json(Path(scratch, FILES), {"evidence": files, "model": model})
+        mlflow.log_artifacts(scratch, folder)
+        return file_digest(Path(scratch, FILES))
 
 
 def _tags(bundle: dict[str, Any]) -> dict[str, str]:

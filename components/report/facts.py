@@ -151,6 +151,11 @@ def _decided(candidate: str, decision: Info) -> Outcome:
             "Would be promoted",
             f"{candidate} passed every gate. promote.mode is dry_run, so nothing was moved.",
         ),
+        "awaiting_approval": (
+            "open",
+            "Waits for approval",
+            f"{candidate} passed every gate. The policy asks people to agree: dermaflow promote --approver NAME.",
+        ),
         "refused": (
             "bad",
             "Refused",
@@ -187,7 +192,9 @@ def _banners(
         classes = ", ".join(explanation["artefact"]["suspected"])
         banners.append(f"An artefact is suspected in {classes}: what speaks for it lies off the lesion. See Explanation.")
     if decision is not None and decision["waived"]:
-        banners.append(f"The policy waived: {', '.join(decision['waived'])}.")
+        banners.append(
+            f"Waived, by the policy or by a person: {', '.join(decision['waived'])}. The reasons stand under Decision."
+        )
     return banners
 
 

@@ -270,6 +270,10 @@ def test_the_head_says_what_became_of_the_run(run: Path):
             "already_champion",
             "Champion already. dermaflow-candidate version 1 (cnn) passed every gate and is dermaflow version 3",
         ),
+        (
+            "awaiting_approval",
+            "Waits for approval. dermaflow-candidate version 1 (cnn) passed every gate. The policy asks people",
+        ),
         ("would_promote", "Would be promoted. dermaflow-candidate version 1 (cnn) passed every gate. promote.mode is dry_run"),
         ("disabled", "Not promoted. dermaflow-candidate version 1 (cnn) is registered; promotion is disabled"),
     ],

@@ -12,7 +12,8 @@ from dermaflow.params import load_params
 from tests.workspace import DERMAFLOW, ROOT
 
 README = (ROOT / "README.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.DOTALL))
+REGISTRY = (ROOT / "docs" / "registry.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README + REGISTRY, re.DOTALL))
 COMMANDS = sorted({line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.startswith("dermaflow ")})
 
 

@@ -5,7 +5,7 @@ import yaml
 from pydantic import ValidationError
 
 from dermaflow.errors import InputError
-from dermaflow.policy import policy_digest, read_policy
+from dermaflow.policy import NEVER_WAIVED, policy_digest, read_policy
 from tests.sources import ROOT
 
 OURS = ROOT / "mlflow" / "policy.yaml"
@@ -37,6 +37,10 @@ def test_the_repositorys_policy_is_strict_where_it_matters():
     assert policy.balanced_accuracy.estimate >= 0.5
     assert policy.balanced_accuracy.low <= policy.balanced_accuracy.estimate
     assert policy.melanoma_sensitivity.low is None
+    assert policy.melanoma_at_specificity.specificity >= 0.9
+    assert policy.calibration.max_ece <= 0.1
+    assert 1 <= policy.max_looks <= 20
+    assert not set(policy.waivable) & set(NEVER_WAIVED)
     assert 0 <= policy.margin_to_champion <= 0.05
 
 
@@ -71,7 +75,18 @@ def test_a_whole_number_is_a_number(tmp_path):
         ({"explanation": BOUNDS | {"max_additivity_error": 0}}, "explanation.max_additivity_error", "greater than 0"),
         ({"explanation": BOUNDS | {"min_on_lesion": 2}}, "explanation.min_on_lesion", "less than or equal to 1"),
         ({"explanation": {"max_additivity_error": 0.05}}, "explanation.min_on_lesion", "required"),
-        ({"version": 2}, "version", "less than or equal to 1"),
+        ({"version": 1}, "version", "greater than or equal to 2"),
+        ({"version": 3}, "version", "less than or equal to 2"),
+        ({"use": "diagnosis"}, "use", "research"),
+        ({"licences": {"CC0-1.0": ["diagnosis"]}}, "licences.CC0-1.0.0", "research"),
+        ({"max_looks": 0}, "max_looks", "greater than or equal to 1"),
+        ({"melanoma_at_specificity": {"estimate": 0.5}}, "melanoma_at_specificity.specificity", "required"),
+        ({"calibration": {}}, "calibration.max_ece", "required"),
+        ({"worst_subgroup": {"figure": "f1", "estimate": 0.5, "high": 0.5}}, "worst_subgroup.figure", "malignant_sensitivity"),
+        ({"approvals": -1}, "approvals", "greater than or equal to 0"),
+        ({"four_eyes": True}, "policy", "four_eyes needs approvals of at least 1"),
+        ({"waivable": ["leakage"]}, "waivable.0", "allowed: data_validation"),
+        ({"waivable": ["no such gate"]}, "waivable.0", "allowed: data_validation"),
     ],
 )
 def test_a_fault_is_told_with_its_field_and_what_is_allowed(tmp_path, changes, field, told):
@@ -81,7 +96,7 @@ def test_a_fault_is_told_with_its_field_and_what_is_allowed(tmp_path, changes, f
 
 
 def test_all_faults_are_told_at_once(tmp_path):
-    assert len(refusal(tmp_path, version=2, margin_to_champion=-1, extra=1).splitlines()) == 3
+    assert len(refusal(tmp_path, version=3, margin_to_champion=-1, extra=1).splitlines()) == 3
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "yes\n"])
@@ -95,7 +110,7 @@ def test_a_file_that_is_not_yaml_is_refused(tmp_path, text):
 
 
 def test_a_date_is_refused_like_any_other_value(tmp_path):
-    assert "version" in refusal(tmp_path, OURS.read_text().replace("version: 1", "version: 2026-01-01"))
+    assert "version" in refusal(tmp_path, OURS.read_text().replace("version: 2", "version: 2026-01-01"))
 
 
 def test_a_missing_file_is_named(tmp_path):
@@ -107,3 +122,13 @@ def test_the_digest_follows_what_a_policy_says_not_how(tmp_path):
     ours = policy_digest(read_policy(OURS))
     assert policy_digest(read_policy(write(tmp_path))) == ours, "comments and order of fields count"
     assert policy_digest(read_policy(write(tmp_path, allow_synthetic=True))) != ours
+
+
+@pytest.mark.parametrize("name", ["CC BY-NC 4.0", "CC-BY-NC-4.0", "cc by nc 4.0"])
+def test_a_licence_is_known_however_its_name_is_written(name):
+    assert read_policy(OURS).allows(name) == ("research",)
+
+
+@pytest.mark.parametrize("name", ["CC BY-NC 3.0", "CC BY-NC-ND 4.0", "unknown", ""])
+def test_a_licence_that_is_not_named_allows_nothing(name):
+    assert read_policy(OURS).allows(name) == ()

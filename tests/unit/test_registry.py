@@ -23,22 +23,11 @@ from dermaflow.artifacts import new_artifact, read_json, write_json
 from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
-from dermaflow.params import EvaluateParams, PromoteParams, RegisterParams, load_params
-from dermaflow.policy import ExplanationBounds, Minimum, Policy, read_policy
+from dermaflow.params import PromoteParams, RegisterParams, load_params
+from dermaflow.policy import Policy, read_policy
 from pipelines.judging import judge, open_model
+from tests.registries import COMMIT, EVALUATE, answering, lenient_policy
 from tests.workspace import ROOT
-
-COMMIT = json.dumps({"commit": "0" * 40, "dirty": False})
-EVALUATE = EvaluateParams(bootstrap=200, specificity=0.9, seed=20240101)
-LENIENT = Minimum(estimate=0.0)
-
-
-@pytest.fixture(scope="module")
-def new_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The database of a registry that holds nothing: MLflow takes 3 s to make one."""
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    registry.connect(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
@@ -55,10 +44,7 @@ def evidence(finished_evidence: Evidence) -> Evidence:
 @pytest.fixture
 def lenient() -> Policy:
     """A test policy: it allows synthetic images and asks for no accuracy and no more of maps than that they add up."""
-    update = {"allow_synthetic": True, "balanced_accuracy": LENIENT, "auroc": LENIENT, "melanoma_sensitivity": LENIENT}
-    ours = read_policy(ROOT / "mlflow/policy.yaml")
-    unasked = dict.fromkeys(set(ExplanationBounds.model_fields) - {"max_additivity_error"})
-    return ours.model_copy(update=update | {"explanation": ours.explanation.model_copy(update=unasked)})
+    return lenient_policy()
 
 
 def decide(
@@ -235,25 +221,6 @@ def test_a_model_that_was_trained_on_what_was_in_test_of_an_earlier_version_is_r
     assert decision["refused_by"] == ["never_tested"]
     gate = next(gate for gate in decision["gates"] if gate["name"] == "never_tested")
     assert gate["reason"] == "2 of its training images were in test of dermaflow-candidate version 1"
-
-
-def answering(evidence: Evidence, target: Path, right: float) -> Evidence:
-    """The evidence of a model that answers the first `right` of each class's images rightly, the others wrongly."""
-    from dermaflow.metrics import evaluate_predictions
-
-    metrics = read_json(evidence.evaluation / "metrics.json")
-    classes, table = metrics["classes"], contracts.read_predictions(evidence.evaluation)
-    rank = table.groupby(["split", "label"]).cumcount() / table.groupby(["split", "label"])["label"].transform("size")
-    truth = np.array([classes.index(label) for label in table["label"]])
-    answered = np.where(rank < right, truth, (truth + 1) % len(classes))
-    table[contracts.logit_columns(classes)] = 5.0 * np.eye(len(classes), dtype=np.float32)[answered]
-    for part in ("validation", "test"):
-        metrics[part] = evaluate_predictions(table[table["split"] == part], classes, bootstrap=200, seed=1)
-    with new_artifact(target, contracts.EVALUATION) as folder:
-        shutil.copytree(evidence.evaluation, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("artifact.json"))
-        table.to_parquet(folder / "predictions.parquet")
-        (folder / "metrics.json").write_text(json.dumps(metrics))
-    return replace(evidence, evaluation=target)
 
 
 def test_the_repositorys_default_is_a_dry_run():

@@ -1,0 +1,44 @@
+"""Opening a registry and its ledger: one that is there is not written to, so that many may at once, and who may only read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dermaflow import registry
+from dermaflow.errors import InputError
+from dermaflow.ledger import Ledger, ledger_of
+from dermaflow.params import RegisterParams
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def open_registry(tracking_uri: str) -> MlflowClient:
+    """A client of the registry at `tracking_uri`; a SQLite file is made where there is none.
+
+    Raises
+    ------
+    InputError
+        when the place can not be reached, or not be written where there is none yet.
+    """
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    is_new = tracking_uri.startswith(registry.SQLITE) and not Path(tracking_uri.removeprefix(registry.SQLITE)).exists()
+    if is_new:
+        return registry.connect(tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    client = mlflow.MlflowClient(tracking_uri, tracking_uri)
+    try:
+        client.search_registered_models(max_results=1)
+    except MlflowException as error:
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        raise InputError(f"register.tracking_uri: {tracking_uri} does not answer: {first[:300]}") from error
+    return client
+
+
+def open_ledger(register: RegisterParams) -> Ledger:
+    """The ledger of the registry that parameters name; raises InputError as `ledger_of`."""
+    return ledger_of(register.tracking_uri)
