@@ -34,6 +34,7 @@ KINDS: tuple[str, ...] = ("registration", "evaluation", "decision", "approval", 
 FORMAT = 1
 NOTHING = "sha256:" + 64 * "0"  # stands for the digest of the entry before the first
 FOLDER = "ledger"  # beside the database of an embedded registry
+PLACE = "DERMAFLOW_LEDGER"  # variable that says where a server's ledger lies
 _SQLITE = "sqlite:///"
 _NAME = re.compile(r"(\d{8})\.json")
 _FIELDS = {"format": int, "number": int, "previous": str, "kind": str, "at": str, "actor": str, "body": dict, "nonce": str}
@@ -221,26 +222,26 @@ def account() -> str:
         return f"uid {os.getuid()}"
 
 
-def ledger_of(tracking_uri: str, place: str | None = None) -> Ledger:
+def ledger_of(tracking_uri: str) -> Ledger:
     """The ledger of a registry: one registry has one.
 
-    Parameters
-    ----------
-    place: a folder or s3://bucket/prefix; None takes the folder beside an embedded registry's database.
+    Of an embedded registry it is the folder beside its database. Of a server it lies where DERMAFLOW_LEDGER says, a folder or
+    s3://bucket/prefix: like the server's address it is a fact of the place where this runs, and the same for all who write.
 
     Raises
     ------
     InputError
-        when no place is given and the registry is a server.
+        when the registry is a server and nothing says where its ledger lies.
     """
-    if place:
-        return Ledger(place)
-    if not tracking_uri.startswith(_SQLITE):
+    if tracking_uri.startswith(_SQLITE):
+        return Ledger(str(Path(tracking_uri.removeprefix(_SQLITE)).resolve().parent / FOLDER))
+    place = os.environ.get(PLACE)
+    if not place:
         raise InputError(
-            f"register.ledger: {tracking_uri} is a server, and nothing says where its ledger lies; give the one place that all "
-            "who write to this registry use: s3://bucket/prefix, or a folder that they share"
+            f"{PLACE}: {tracking_uri} is a server, and nothing says where its ledger lies; set it to the one place that all who "
+            "write to this registry use: s3://bucket/prefix, or a folder that they share"
         )
-    return Ledger(str(Path(tracking_uri.removeprefix(_SQLITE)).resolve().parent / FOLDER))
+    return Ledger(place)
 
 
 def write_anchor(path: Path, ledger: Ledger) -> Head:

@@ -76,8 +76,9 @@ def explain(
     kept = Kept(state or places.state(), _key(digests, background, params))
     explainer = LogitExplainer(network, sight.inputs(data.rows_of(background["image_id"])))
     results = []
-    for row, *named in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], chosen["label"], strict=True):
-        results.append(_explain_one(explainer, sight, int(row), *map(data.classes.index, named), kept))
+    for row, predicted, true in zip(data.rows_of(chosen["image_id"]), chosen["predicted"], chosen["label"], strict=True):
+        position, right = data.classes.index(predicted), data.classes.index(true)
+        results.append(_explain_one(explainer, sight, int(row), position, right, kept))
         progress("explaining", len(results), len(chosen))
 
     checks = Checks(explainer, params.seed, kept)

@@ -51,7 +51,10 @@ locals {
         apiVersion = "v1"
         kind       = "ConfigMap"
         metadata   = { name = "dermaflow-endpoints", namespace = local.namespace }
-        data       = { AWS_DEFAULT_REGION = var.region }
+        data = {
+          AWS_DEFAULT_REGION = var.region
+          DERMAFLOW_LEDGER   = "s3://${aws_s3_bucket.all["ledger"].bucket}/entries"
+        }
       },
       {
         apiVersion = "v1"

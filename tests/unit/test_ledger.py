@@ -377,10 +377,14 @@ def test_the_ledger_of_an_embedded_registry_lies_beside_its_database(tmp_path: P
     assert ledger_of("sqlite:///.dermaflow/mlflow.db").place == str(tmp_path / ".dermaflow" / "ledger")
 
 
-def test_a_server_needs_to_be_told_where_its_ledger_lies(tmp_path: Path):
-    with pytest.raises(InputError, match=r"register\.ledger: http://localhost:5000 is a server.*s3://bucket/prefix"):
+def test_a_server_needs_to_be_told_where_its_ledger_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("DERMAFLOW_LEDGER", raising=False)
+    with pytest.raises(InputError, match=r"DERMAFLOW_LEDGER: http://localhost:5000 is a server.*s3://bucket/prefix"):
         ledger_of("http://localhost:5000")
-    assert ledger_of("http://localhost:5000", str(tmp_path)).place == str(tmp_path)
+    monkeypatch.setenv("DERMAFLOW_LEDGER", str(tmp_path))
+    assert ledger_of("http://localhost:5000").place == str(tmp_path)
+    beside = ledger_of(f"sqlite:///{tmp_path}/other/mlflow.db").place
+    assert beside == str(tmp_path / "other" / "ledger"), "an embedded registry has its own, whatever the variable says"
 
 
 def test_a_place_that_can_not_be_written_is_named(tmp_path: Path):
