@@ -184,7 +184,8 @@ def _worst_subgroup(subgroups: Mapping[str, Any], bounds: SubgroupBounds) -> Gat
     ]
     worst = min(low or known, key=lambda group: (known[group]["estimate"], group))
     value = known[worst]
-    reason = f"{figure} of {worst}, the worst of {len(known)} subgroups that are large enough for an interval"
+    among = f"worst of {len(known)} subgroups that are" if len(known) > 1 else "only subgroup that is"
+    reason = f"{figure} of {worst}, the {among} large enough for an interval"
     if low:
         reason += f"; below what is asked: {', '.join(sorted(low))}"
     return Gate(name, value["estimate"], value["low"], value["high"], threshold, "fail" if low else "pass", reason)
