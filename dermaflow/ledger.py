@@ -238,8 +238,8 @@ def ledger_of(tracking_uri: str) -> Ledger:
     place = os.environ.get(PLACE)
     if not place:
         raise InputError(
-            f"{PLACE}: {tracking_uri} is a server, and nothing says where its ledger lies; set it to the one place that all who "
-            "write to this registry use: s3://bucket/prefix, or a folder that they share"
+            f"{PLACE}: {tracking_uri} is a server, and nothing says where its ledger lies; set it to the one place that all "
+            "who write to this registry use: s3://bucket/prefix, or a folder that they share"
         )
     return Ledger(place)
 
