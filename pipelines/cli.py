@@ -125,7 +125,7 @@ def check(
     from pipelines import graph, preflight
 
     params = load_params(profile, overrides or ())
-    checks = preflight.run_checks(params)
+    checks = preflight.run_checks(params, here=on == "local")
     if on == "cluster":
         checks += cluster_cli.checks(params, host, namespace, lock)
     tasks = graph.tasks(params)

@@ -175,6 +175,6 @@ def _prepared(params: Params, host: str | None, namespace: str | None, lock: Pat
     table = provision.read_table()
     images = cluster.locked(params, table, lock)
     cluster.require_reachable(params, table)
-    preflight.require(params)
+    preflight.require(params, here=False)
     found = cluster.connect(host, namespace)
     return found, lambda name: cluster.submit(found, params, images, name, cluster.arguments(params, table), table)

@@ -32,8 +32,13 @@ class Check:
     detail: str
 
 
-def run_checks(params: Params) -> list[Check]:
-    """Look at everything that a run needs; never raises for a fault of the request."""
+def run_checks(params: Params, *, here: bool = True) -> list[Check]:
+    """Look at everything that a run needs; never raises for a fault of the request.
+
+    Parameters
+    ----------
+    here: whether steps run on this machine; a cluster's pods are told themselves where the ledger lies.
+    """
     looks: list[tuple[str, Callable[[Params], str]]] = [
         ("data", _look_at_source),
         ("weights", _look_at_weights),
@@ -42,14 +47,14 @@ def run_checks(params: Params) -> list[Check]:
         ("references", _look_at_references),
         ("policy", _look_at_policy),
         ("places", _look_at_places),
-        ("ledger", _look_at_ledger),
+        *([("ledger", _look_at_ledger)] if here else []),
     ]
     return [_checked(name, look, params) for name, look in looks]
 
 
-def require(params: Params) -> None:
+def require(params: Params, *, here: bool = True) -> None:
     """Raise InputError with every fault that `run_checks` finds."""
-    faults = [check.detail for check in run_checks(params) if not check.ok]
+    faults = [check.detail for check in run_checks(params, here=here) if not check.ok]
     if faults:
         raise InputError("\n".join(faults))
 

@@ -248,7 +248,7 @@ def _on_lesion(by_evidence: Mapping[str, Any], least: float | None) -> Gate:
     """The class whose evidence lies least on the lesion, of those with enough lesions."""
     known = {name: values["on_lesion"] for name, values in by_evidence.items() if values["on_lesion"]["low"] is not None}
     if not known:
-        reason = "no class is that of, or predicted for, enough of the explained lesions"
+        reason = "no class has enough of the explained lesions, of its own or taken for it"
         return Gate("explanation_on_lesion", None, None, None, least, "not_applicable", reason)
     worst = min(known, key=lambda name: known[name]["estimate"])
     text = f"of the {len(known)} classes with enough lesions, what speaks for {worst} lies least on the lesion"
