@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import yaml
-from pydantic import AfterValidator, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from dermaflow.artifacts import json_digest
-from dermaflow.errors import InputError
+from dermaflow.checked_yaml import read_settings
 from dermaflow.params import Section, Share
-from dermaflow.yaml_files import parse_yaml
 
 GATES = (
     *("data_validation", "not_synthetic", "lesion_split", "leakage", "never_tested", "trained_model", "clean_commit"),
@@ -111,19 +108,7 @@ def _plain(licence: str) -> str:
 
 def read_policy(path: Path) -> Policy:
     """Read a policy file; raises InputError naming the field, its value and what is allowed."""
-    if not path.is_file():
-        raise InputError(f"promote.policy: {path} is not a file; the repository's is mlflow/policy.yaml")
-    try:
-        return Policy.model_validate_json(json.dumps(parse_yaml(path.read_text())))
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        faults = error.errors()
-        told = [
-            f"{path}: {'.'.join(map(str, fault['loc'])) or 'policy'}: {fault['msg']} (is {fault['input']!r})"
-            for fault in faults
-        ]
-        raise InputError("\n".join(told)) from error
+    return read_settings(path, Policy, name=f"promote.policy: {path}", missing="the repository's is mlflow/policy.yaml")
 
 
 def policy_digest(policy: Policy) -> str:

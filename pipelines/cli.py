@@ -6,14 +6,9 @@ Exit codes: 0 in order; 1 a check or gate did not pass, or a step failed; 2 the 
 
 from __future__ import annotations
 
-import json
-import os
-import secrets
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -22,6 +17,7 @@ from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
 from pipelines import cluster_cli, show
 from pipelines.images import LOCK
+from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
 
 app = typer.Typer(
     name="dermaflow",
@@ -37,21 +33,6 @@ app.add_typer(data_app, name="data")
 models_app = typer.Typer(invoke_without_command=True, help="List the registered versions of both models; show one.")
 app.add_typer(models_app, name="models")
 
-Profile = Annotated[
-    str,
-    typer.Option(
-        "--profile", "-p", help="Parameter set: default (params.yaml as it is) or an overlay in params/: phantom, quick, paper."
-    ),
-]
-Sets = Annotated[
-    list[str] | None,
-    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one parameter, e.g. train.epochs=3. Repeatable."),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
-On = Annotated[
-    Literal["local", "cluster"], typer.Option("--on", help="Where: processes of this machine, or Kubeflow Pipelines.")
-]
-
 cluster_cli.add_to(app)
 
 
@@ -65,47 +46,9 @@ def run(profile: Profile = "default", overrides: Sets = None, on: On = "local", 
     if on == "cluster":
         cluster_cli.submit(profile, overrides, as_json=as_json)
     else:
+        from pipelines.running import run_locally
+
         run_locally(load_params(profile, overrides or ()), as_json=as_json)
-
-
-def run_locally(params: Params, *, as_json: bool, on_start: Callable[[str], None] | None = None) -> None:
-    """Run in processes of this machine, show what came of it, and end with the command's exit code where it failed.
-
-    Parameters
-    ----------
-    on_start: told the run's id once the run has begun.
-    """
-    from pipelines import local, preflight, results
-    from pipelines.report import write_report
-
-    preflight.require(params)
-    run_id = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
-    request = {
-        "params": json.loads(params.model_dump_json(by_alias=True)),
-        "arguments": preflight.arguments(params),
-        "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-    }
-    with show.RunDisplay(run_id) as display:
-
-        def on_event(event: dict[str, Any]) -> None:
-            if on_start and event["event"] == "task_started":
-                on_start(run_id)
-            display.on_event(event)
-
-        failure = local.run(run_id, request, on_event)
-    folder = results.run_folder(run_id)
-    results.mark_latest(folder)
-    summary = results.summarise(folder)
-    if failure:
-        summary["error"] = {"step": failure.step, "message": failure.message}
-    if as_json:
-        show.print_json(summary)
-    elif not failure:
-        show.run_summary(summary)
-    write_report(folder)
-    if failure:
-        show.error(f"{failure.step}: {failure.message}\nlog: {summary['paths']['log']}")
-        raise typer.Exit(failure.exit_code)
 
 
 @app.command()
@@ -113,9 +56,9 @@ def check(
     profile: Profile = "default",
     overrides: Sets = None,
     on: On = "local",
-    host: cluster_cli.Host = None,
-    namespace: cluster_cli.Namespace = None,
-    lock: cluster_cli.Images = LOCK,
+    host: Host = None,
+    namespace: Namespace = None,
+    lock: Images = LOCK,
     as_json: Json = False,
 ) -> None:
     """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs.
@@ -521,7 +464,6 @@ def report(
 def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
     set_environment()
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")  # one for each folder that is read
     try:
         result: Any = app(standalone_mode=False)
     except DermaflowError as error:

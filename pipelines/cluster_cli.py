@@ -7,7 +7,7 @@ import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -15,20 +15,12 @@ from dermaflow import places
 from dermaflow.params import Params, load_params
 from pipelines import show
 from pipelines.images import LOCK
+from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
 
 if TYPE_CHECKING:
     from pipelines.cluster import Cluster
     from pipelines.preflight import Check
 
-Profile = Annotated[str, typer.Option("--profile", "-p", help="Parameter set: default, or an overlay in params/.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one parameter. Repeatable.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
-Host = Annotated[
-    str | None,
-    typer.Option("--host", metavar="URL", help="KFP's API; else KF_PIPELINES_ENDPOINT, the cluster around, or the kubeconfig."),
-]
-Namespace = Annotated[str | None, typer.Option("--namespace", "-n", help="Where runs live; else as in infra/tasks.yaml.")]
-Images = Annotated[Path, typer.Option("--images", metavar="FILE", help="The lock of images by digest.", show_default=False)]
 RunId = Annotated[str, typer.Argument(metavar="RUN", help="The run's id on the cluster.")]
 
 
@@ -111,7 +103,7 @@ def schedule(
 def trigger(
     profile: Profile = "default",
     overrides: Sets = None,
-    on: Annotated[Literal["local", "cluster"], typer.Option("--on", help="Where the run is started.")] = "cluster",
+    on: On = "cluster",
     at_least: Annotated[int, typer.Option("--at-least", min=1, help="New lesions that are worth a run.")] = 100,
     claims: Annotated[
         str | None, typer.Option(metavar="PLACE", help="Folder or s3://bucket/prefix, one for all callers. [.dermaflow/claims]")
@@ -146,7 +138,7 @@ def trigger(
     else:
 
         def begin(name: str, tell: Callable[[str], None]) -> None:  # noqa: ARG001 - a local run has an id alone
-            from pipelines.cli import run_locally  # not before: it lies above this module
+            from pipelines.running import run_locally
 
             run_locally(params, as_json=False, on_start=tell)
 

@@ -25,8 +25,8 @@ from dermaflow.errors import InputError
 from dermaflow.figures import TEST
 from dermaflow.metrics import Interval, paired_difference
 from dermaflow.params import Params, flat
+from dermaflow.run_folder import REQUEST, tasks_of
 from pipelines.judging import registered_version
-from pipelines.local import REQUEST, TASKS
 from pipelines.results import artifact, known_runs
 
 TEMPLATE = "comparison.html.jinja"
@@ -133,7 +133,7 @@ def _of_run(name: str, folder: Path) -> Side:
         facts=told["facts"],
         params=request["params"],
         git=json.loads(request["arguments"]["commit"]),
-        tasks=read_json(folder / TASKS) if (folder / TASKS).exists() else [],
+        tasks=tasks_of(folder),
     )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
+from dermaflow.checked_yaml import read_settings
 from dermaflow.errors import InputError
 from dermaflow.params import Section
-from dermaflow.yaml_files import parse_yaml
 from pipelines.code import ROOT
 
 LOCK = ROOT / "infra" / "images" / "lock.yaml"
@@ -47,13 +45,7 @@ def read_lock(path: Path = LOCK) -> ImagesLock | None:
     """The lock, or None where nothing was built yet; raises InputError naming the field that is wrong."""
     if not path.is_file():
         return None
-    try:
-        return ImagesLock.model_validate_json(json.dumps(parse_yaml(path.read_text())))
-    except yaml.YAMLError as error:
-        raise InputError(f"{_named(path)} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc'])) or 'lock'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError("\n".join(f"{_named(path)}: {fault}; {_BUILD} anew" for fault in faults)) from error
+    return read_settings(path, ImagesLock, name=_named(path), remedy=f"{_BUILD} anew")
 
 
 def require_released(groups: Iterable[str], path: Path = LOCK) -> ImagesLock:

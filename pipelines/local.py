@@ -27,12 +27,9 @@ from dermaflow import places
 from dermaflow.artifacts import ARTIFACT_FILE, read_json, write_json
 from dermaflow.errors import InterruptedWorkError
 from dermaflow.progress import parse, tell
+from dermaflow.run_folder import LOG, REQUEST, TASKS, last_error
 
-REQUEST = "request.json"
-TASKS = "tasks.json"
-LOG = "run.log"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-_ERROR_LINE = re.compile(r"^(?:[a-z_]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt|Iteration)\b")
 _ITERATION = re.compile(r"-iteration-(\d+)")
 
 
@@ -84,7 +81,7 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
                 if event["event"] == "error" and event["exit_code"] != InterruptedWorkError.exit_code:
                     failures.append(Failure(event["step"], event["message"], event["exit_code"]))
                 if event["event"] == "task_finished" and event["state"] != "SUCCEEDED":
-                    failures.append(Failure(event["task"], _last_error(recent), 1))
+                    failures.append(Failure(event["task"], _last_words(recent), 1))
                 on_event(event)
         except BaseException:
             worker.send_signal(signal.SIGTERM)
@@ -92,7 +89,7 @@ def run(run_id: str, request: dict[str, Any], on_event: Callable[[dict[str, Any]
     _add_to_tasks(folder / TASKS, work)
     if worker.returncode == 0:
         return None
-    return failures[0] if failures else Failure("pipeline", _last_error(recent), 1)
+    return failures[0] if failures else Failure("pipeline", _last_words(recent), 1)
 
 
 def _add_to_tasks(path: Path, work: list[dict[str, Any]]) -> None:
@@ -101,9 +98,8 @@ def _add_to_tasks(path: Path, work: list[dict[str, Any]]) -> None:
         write_json(path, [{**task, **told.get(task["task"], {})} for task in read_json(path)])
 
 
-def _last_error(lines: list[str]) -> str:
-    found = [line for line in lines if _ERROR_LINE.match(line)]
-    return found[-1] if found else "it ended without an error message"
+def _last_words(lines: list[str]) -> str:
+    return last_error(lines) or "it ended without an error message"
 
 
 def work(folder: Path) -> int:

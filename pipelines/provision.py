@@ -7,19 +7,16 @@ and passes over the name (it decodes with encoding/json, which ignores what it d
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from dermaflow.architectures import ARCHITECTURES
-from dermaflow.errors import InputError
+from dermaflow.checked_yaml import read_settings
 from dermaflow.params import Section
-from dermaflow.yaml_files import parse_yaml
 from pipelines.code import ROOT
 from pipelines.images import GROUPS, ImagesLock
 
@@ -28,7 +25,13 @@ TASK_LABEL = "dermaflow.io/task"  # of a pod: which task it does
 ARCHITECTURE = "architecture"  # of an item of the loops over architectures
 _AFFINITY = "requiredDuringSchedulingIgnoredDuringExecution"
 
-Cpu = Annotated[str, Field(pattern=r"^([0-9]+|[0-9]+m)$")]
+
+def _as_text(cores: Any) -> Any:
+    """Cores are written as numbers; Kubernetes has them as texts."""
+    return str(cores) if isinstance(cores, int) else cores
+
+
+Cpu = Annotated[str, BeforeValidator(_as_text), Field(pattern=r"^([0-9]+|[0-9]+m)$")]
 Bytes = Annotated[str, Field(pattern=r"^[0-9]+(Mi|Gi)$")]
 Name = Annotated[str, Field(pattern=r"^[a-z0-9]([a-z0-9-]*[a-z0-9])?$", max_length=63)]
 MountPath = Annotated[str, Field(pattern=r"^/[a-z0-9/-]+[a-z0-9]$")]
@@ -156,15 +159,7 @@ class Table(Section):
 
 def read_table(path: Path = TABLE) -> Table:
     """The table; raises InputError naming the field, its value and what is allowed."""
-    try:
-        return Table.model_validate_json(json.dumps(_texts(parse_yaml(path.read_text()))))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; the repository's is infra/tasks.yaml") from error
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a table of tasks: {error!r}") from error
-    except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, fault['loc'])) or 'table'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError("\n".join(faults)) from error
+    return read_settings(path, Table, missing="the repository's is infra/tasks.yaml")
 
 
 def amount(text: str) -> float:
@@ -291,10 +286,3 @@ def groups(tasks: Iterable[str], table: Table) -> list[str]:
 
 def _on(pool: Pool) -> dict[str, Any]:
     return {"matchExpressions": [{"key": pool.label, "operator": "In", "values": [pool.value]}]}
-
-
-def _texts(table: Any) -> Any:
-    """Cores are written as numbers; Kubernetes has them as texts."""
-    for row in table["tasks"].values():
-        row["cpu"] = [str(value) for value in row["cpu"]]
-    return table

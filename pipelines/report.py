@@ -8,8 +8,7 @@ from components.report import core
 from components.report.facts import Run
 from dermaflow.artifacts import ARTIFACT_FILE, read_json
 from dermaflow.progress import parse
-from pipelines.local import LOG, REQUEST, TASKS
-from pipelines.results import REPORT
+from dermaflow.run_folder import LOG, REPORT, REQUEST, tasks_of
 
 
 def write_report(folder: Path) -> Path:
@@ -35,7 +34,7 @@ def write_report(folder: Path) -> Path:
 
 def open_run(folder: Path) -> Run:
     """The run in a folder; raises InputError when it has no request."""
-    tasks = read_json(folder / TASKS) if (folder / TASKS).exists() else []
+    tasks = tasks_of(folder)
     seals = (seal for task in tasks for seal in sorted((folder / task["task"]).glob(f"*/{ARTIFACT_FILE}")))
     return Run(
         id=folder.resolve().name,

@@ -8,9 +8,8 @@ from typing import Any
 from dermaflow import contracts, places
 from dermaflow.artifacts import ARTIFACT_FILE, read_json
 from dermaflow.errors import InputError
-from pipelines.local import LOG, REQUEST, TASKS
+from dermaflow.run_folder import LOG, REPORT, REQUEST, tasks_of
 
-REPORT = "report.html"
 LATEST = "latest"
 
 
@@ -37,7 +36,7 @@ def artifact(folder: Path, step: str, name: str) -> Path | None:
 def summarise(folder: Path) -> dict[str, Any]:
     """The result of a run, as `dermaflow run --json` prints it."""
     request = read_json(folder / REQUEST)
-    tasks = read_json(folder / TASKS) if (folder / TASKS).exists() else []
+    tasks = tasks_of(folder)
     seconds = {task["task"]: task["seconds"] for task in tasks}
     registration = _info(folder, "register", contracts.REGISTRATION)
     decision = _info(folder, "promote", contracts.DECISION)

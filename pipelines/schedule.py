@@ -7,19 +7,16 @@ carries no digest of the source: it reads what is there when it starts. What it 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from dermaflow.artifacts import json_digest
-from dermaflow.errors import InputError
+from dermaflow.checked_yaml import read_settings
 from dermaflow.params import Params, Section, load_params
-from dermaflow.yaml_files import parse_yaml
 from pipelines import cluster, provision
 from pipelines.cluster import Cluster, Uploaded
 from pipelines.images import LOCK
@@ -69,15 +66,7 @@ class _Wanted:
 
 def read_schedules(path: Path) -> Schedules:
     """The file; raises InputError naming the field that is wrong."""
-    try:
-        return Schedules.model_validate_json(json.dumps(parse_yaml(path.read_text())))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}") from error
-    except (yaml.YAMLError, TypeError) as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from error
-    except ValidationError as error:
-        faults = [f"{path}: {'.'.join(map(str, fault['loc'])) or 'file'}: {fault['msg']}" for fault in error.errors()]
-        raise InputError("\n".join(faults)) from error
+    return read_settings(path, Schedules, missing="an example is infra/schedules.yaml")
 
 
 def apply(found: Cluster, schedules: Schedules, *, dry_run: bool, lock: Path = LOCK) -> list[Change]:

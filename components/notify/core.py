@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,15 +11,15 @@ from typing import Any
 from components.notify.scrub import scrub
 from components.notify.webhook import message, send, webhook_url
 from dermaflow import kubeflow, places, registry
-from dermaflow.artifacts import new_artifact, read_json, write_json
+from dermaflow.artifacts import new_artifact, write_json
 from dermaflow.contracts import NOTIFICATION
 from dermaflow.errors import InputError, InterruptedWorkError
 from dermaflow.params import RegisterParams
 from dermaflow.progress import parse, tell
+from dermaflow.run_folder import LOG, REPORT, last_error, tasks_of
 
 WHEN = "DERMAFLOW_NOTIFY"  # failure (when it is not set), always, never: what the webhook is told of
 _WHEN = ("failure", "always", "never")
-_ERROR_LINE = re.compile(r"^(?:[a-z_]+\.)*[A-Z]\w*(?:Error|Exception|Interrupt)\b")
 _TIMEOUT = 30.0  # seconds for an answer of the KFP API
 
 
@@ -79,22 +78,20 @@ def notify(
 def _failure(run_id: str, job_id: str, error: str | None) -> tuple[str | None, str | None]:
     """The step that failed first and its last words: of the local run's log, of the KFP API, or what KFP told at the end."""
     folder = places.RUNS / run_id
-    if (folder / "run.log").is_file():
+    if (folder / LOG).is_file():
         return _of_log(folder, error)
     step, said = _of_api(job_id)
     return step, said or error
 
 
 def _of_log(folder: Path, error: str | None) -> tuple[str | None, str | None]:
-    tasks = read_json(folder / "tasks.json") if (folder / "tasks.json").is_file() else []
-    step = next((task["task"] for task in tasks if task["state"] == "FAILED"), None)
-    lines = (folder / "run.log").read_text(errors="replace").splitlines()
+    step = next((task["task"] for task in tasks_of(folder) if task["state"] == "FAILED"), None)
+    lines = (folder / LOG).read_text(errors="replace").splitlines()
     events = [event for event in map(parse, lines) if event]
     told = [one for one in events if one["event"] == "error" and one["exit_code"] != InterruptedWorkError.exit_code]
     if told:
         return step or told[0]["step"], told[0]["message"]
-    raised = [line.strip() for line in lines if _ERROR_LINE.match(line.strip())]
-    return step, raised[-1] if raised else error
+    return step, last_error(lines) or error
 
 
 def _of_api(job_id: str) -> tuple[str | None, str | None]:
@@ -122,8 +119,8 @@ def _links(run_id: str, job_id: str, register: RegisterParams | None) -> Mapping
     found = {}
     page = os.environ.get("KF_PIPELINES_UI_ENDPOINT") or os.environ.get("KF_PIPELINES_ENDPOINT")
     if (places.RUNS / run_id).is_dir():
-        found["log"] = str(places.RUNS / run_id / "run.log")
-        found["report"] = str(places.RUNS / run_id / "report.html")
+        found["log"] = str(places.RUNS / run_id / LOG)
+        found["report"] = str(places.RUNS / run_id / REPORT)
     elif page and job_id:
         found["run"] = kubeflow.run_page(page, job_id)
     if register and register.tracking_uri.startswith("http"):

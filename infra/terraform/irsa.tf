@@ -12,37 +12,43 @@ locals {
   backup = ["s3:GetObject", "s3:PutObject", "s3:AbortMultipartUpload"]
   write  = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
 
-  # Service account => what it may do: with objects (actions, where), and which buckets it may list.
+  # Service account => what it may do: with objects (actions, where), and which buckets it may list, and list by versions:
+  # of what is made once (dermaflow/once.py) the first version counts.
   accounts = {
     dermaflow-steps = {
-      list = ["data", "artifacts"]
+      list     = ["data", "artifacts"]
+      versions = []
       objects = {
         ReadData       = { actions = local.read, on = ["${local.arn.data}/*"] }
         WriteArtifacts = { actions = local.write, on = ["${local.arn.artifacts}/*"] }
       }
     }
     dermaflow-register = {
-      list = ["ledger", "artifacts"]
+      list     = ["ledger", "artifacts"]
+      versions = ["ledger"]
       objects = {
         Append        = { actions = local.append, on = ["${local.arn.ledger}/*"] }
         ReadArtifacts = { actions = local.read, on = ["${local.arn.artifacts}/*"] }
       }
     }
     dermaflow-trigger = {
-      list = ["data", "artifacts"]
+      list     = ["data", "artifacts"]
+      versions = ["artifacts"]
       objects = {
         ReadData  = { actions = local.read, on = ["${local.arn.data}/*"] }
-        WriteTurn = { actions = ["s3:GetObject", "s3:PutObject"], on = ["${local.arn.artifacts}/trigger/*"] }
+        WriteTurn = { actions = concat(local.read, ["s3:PutObject"]), on = ["${local.arn.artifacts}/trigger/*"] }
       }
     }
     mlflow = {
-      list = ["artifacts"]
+      list     = ["artifacts"]
+      versions = []
       objects = {
         Artifacts = { actions = local.write, on = ["${local.arn.artifacts}/mlflow/*"] }
       }
     }
     maintenance = {
-      list = []
+      list     = []
+      versions = []
       objects = {
         Backups = { actions = local.backup, on = ["${local.arn.backups}/postgres/*"] }
       }
@@ -75,6 +81,16 @@ data "aws_iam_policy_document" "account" {
     content {
       sid       = "List"
       actions   = ["s3:ListBucket", "s3:GetBucketLocation", "s3:GetBucketVersioning", "s3:GetBucketObjectLockConfiguration"]
+      resources = [for bucket in statement.value : local.arn[bucket]]
+    }
+  }
+
+  dynamic "statement" {
+    for_each = length(each.value.versions) > 0 ? [each.value.versions] : []
+
+    content {
+      sid       = "ListVersions"
+      actions   = ["s3:ListBucketVersions"]
       resources = [for bucket in statement.value : local.arn[bucket]]
     }
   }

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dermaflow.once import RIGHTS
 from tests.infra.checkers import INFRA, passes
 
 FOLDER = INFRA / "terraform"
@@ -75,6 +76,20 @@ def test_every_variable_is_described_typed_and_bounded():
     required = {name for name, block in blocks.items() if not re.search(r"^  default +=", block, re.MULTILINE)}
     example = set(re.findall(r"^(\w+) +=", (FOLDER / "terraform.tfvars.example").read_text(), re.MULTILINE))
     assert required == example, "terraform.tfvars.example shows what must be set, and nothing else"
+
+
+def test_who_makes_objects_once_may_do_all_that_this_needs():
+    """Registering, promoting and triggering make an object where none is, and read its first version (dermaflow/once.py)."""
+    text = (FOLDER / "irsa.tf").read_text()
+    lists = dict(re.findall(r"^  (\w+) += (.*\[.*\].*)$", text, re.MULTILINE))
+    for account, bucket in (("dermaflow-register", "ledger"), ("dermaflow-trigger", "artifacts")):
+        block = text.partition(f"    {account} = {{")[2].partition("\n    }\n")[0]
+        assert re.search(rf'versions = \[.*"{bucket}"', block), f"{account} may not list versions in {bucket}"
+        writes = next(line for line in block.splitlines() if "PutObject" in line or "local.append" in line)
+        granted = writes + "".join(
+            lists[name] for name in re.findall(r"local\.(\w+)", writes + lists["append"]) if name in lists
+        )
+        assert all(f'"{right}"' in granted for right in RIGHTS if not right.startswith("s3:List")), account
 
 
 def test_provider_is_pinned():

@@ -11,40 +11,21 @@ import yaml
 from pipelines import cluster, provision
 from pipelines.images import LOCK, read_lock
 from pipelines.schedule import MARK
-from tests.kfp_stub import KfpStub
-from tests.local_server import running
 from tests.locks import write_lock
+from tests.pipelines.conftest import SOURCE
 from tests.workspace import make_workspace, sets
 
-BUCKET = "cluster-images"
 MLFLOW = "http://mlflow.dermaflow:5000"  # nobody asks it: split.previous=none
 SETS = sets(
-    f"data.source=s3://{BUCKET}/drawn", f"register.tracking_uri={MLFLOW}", "split.previous=none", "data.image_size=72",
+    f"data.source={SOURCE}", f"register.tracking_uri={MLFLOW}", "split.previous=none", "data.image_size=72",
     "train.architectures=[cnn, xception]",
 )  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def bucket(s3, tmp_path_factory):
-    from dermaflow.phantom import draw_phantoms
-
-    folder = tmp_path_factory.mktemp("drawn") / "source"
-    draw_phantoms(folder, images=42, seed=7, size=(96, 72), workers=1)
-    s3.make_bucket(BUCKET)
-    s3.upload(folder, BUCKET, "drawn")
-    return s3
-
-
 @pytest.fixture
-def stub():
-    with running(KfpStub()) as server:
-        yield server
-
-
-@pytest.fixture
-def place(bucket, stub, tmp_path, monkeypatch):
+def place(bucket, kfp, tmp_path, monkeypatch):
     """A working folder whose environment leads to the stub and the S3 server, with a released lock."""
-    for name, value in {**bucket.environment, "KF_PIPELINES_ENDPOINT": stub.url, "HOME": str(tmp_path)}.items():
+    for name, value in {**bucket.environment, "KF_PIPELINES_ENDPOINT": kfp.url, "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     made = make_workspace(tmp_path / "workspace")
     write_lock(made.path / "lock.yaml")
@@ -58,53 +39,53 @@ def submit(place, *arguments):
 # --- submit ---
 
 
-def test_a_submitted_run_is_followed_to_its_end_and_its_link_is_told(place, stub):
+def test_a_submitted_run_is_followed_to_its_end_and_its_link_is_told(place, kfp):
     done = submit(place)
     assert done.returncode == 0, done.stderr
-    (run,) = stub.runs
-    assert done.stdout == f"SUCCEEDED: {stub.url}/#/runs/details/{run.run_id}\n"
+    (run,) = kfp.runs
+    assert done.stdout == f"SUCCEEDED: {kfp.url}/#/runs/details/{run.run_id}\n"
     assert "  Train: succeeded" in done.stderr
     assert run.service_account == provision.read_table().run.service_account
-    (experiment,) = stub.experiments
+    (experiment,) = kfp.experiments
     assert (experiment.display_name, experiment.namespace) == ("dermaflow", "dermaflow")
 
 
-def test_a_run_gets_the_digest_of_the_real_source_and_the_pools_of_its_architectures(place, stub):
+def test_a_run_gets_the_digest_of_the_real_source_and_the_pools_of_its_architectures(place, kfp):
     submit(place, "--no-wait")
-    given = stub.runs[0].runtime_config.parameters
+    given = kfp.runs[0].runtime_config.parameters
     assert given["source_digest"].startswith("sha256:")
     assert [item["architecture"] for item in given["architectures"]] == ["cnn", "xception"]
-    assert json.loads(given["data"])["source"] == f"s3://{BUCKET}/drawn"
+    assert json.loads(given["data"])["source"] == SOURCE
     assert given["pipeline_digest"].startswith("sha256:")
 
 
-def test_every_image_of_the_uploaded_pipeline_is_the_locks_by_digest(place, stub):
+def test_every_image_of_the_uploaded_pipeline_is_the_locks_by_digest(place, kfp):
     submit(place, "--no-wait")
     lock = read_lock(place.path / "lock.yaml")
-    executors = stub.versions[-1].pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"].values()
+    executors = kfp.versions[-1].pipeline_spec["pipeline_spec"]["deploymentSpec"]["executors"].values()
     assert {executor["container"]["image"] for executor in executors} == {image.pinned for image in lock.images.values()}
 
 
-def test_the_same_pipeline_is_uploaded_once_and_another_one_as_a_version_of_its_own(place, stub):
+def test_the_same_pipeline_is_uploaded_once_and_another_one_as_a_version_of_its_own(place, kfp):
     for _ in range(2):
         assert submit(place, "--no-wait").returncode == 0
-    assert len(stub.runs) == 2
-    assert len(stub.pipelines) == 1
-    uploaded = len(stub.versions)
+    assert len(kfp.runs) == 2
+    assert len(kfp.pipelines) == 1
+    uploaded = len(kfp.versions)
     assert submit(place, "--no-wait", "--set", "train.epochs=3").returncode == 0
-    assert len(stub.versions) == uploaded + 1
-    assert len(stub.pipelines) == 1
+    assert len(kfp.versions) == uploaded + 1
+    assert len(kfp.pipelines) == 1
 
 
-def test_without_wait_it_ends_at_once(place, stub):
+def test_without_wait_it_ends_at_once(place, kfp):
     done = submit(place, "--no-wait", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["state"] == "SUBMITTED"
-    assert stub.runs[0].state == "PENDING"
+    assert kfp.runs[0].state == "PENDING"
 
 
-def test_a_run_that_fails_ends_the_command_with_1_the_step_and_its_last_words(place, stub):
-    stub.outcome = "FAILED"
+def test_a_run_that_fails_ends_the_command_with_1_the_step_and_its_last_words(place, kfp):
+    kfp.outcome = "FAILED"
     done = submit(place, "--json")
     assert done.returncode == 1
     told = json.loads(done.stdout)
@@ -112,25 +93,25 @@ def test_a_run_that_fails_ends_the_command_with_1_the_step_and_its_last_words(pl
     assert "Train: the step ran out of memory" in done.stderr
 
 
-def test_run_on_cluster_is_submit(place, stub):
+def test_run_on_cluster_is_submit(place, kfp):
     shutil.copy(place.path / "lock.yaml", place.path / "other.yaml")
     done = place.call("run", "--on", "cluster", *SETS)
     assert done.returncode == 2
     assert "infra/images/lock.yaml" in done.stderr or LOCK.exists()
-    assert not stub.runs
+    assert not kfp.runs
 
 
-def test_an_api_of_one_user_gets_no_namespace(place, stub):
-    stub.multi_user = False
+def test_an_api_of_one_user_gets_no_namespace(place, kfp):
+    kfp.multi_user = False
     assert submit(place, "--no-wait").returncode == 0
-    assert not stub.experiments[0].namespace
+    assert not kfp.experiments[0].namespace
 
 
-def test_a_short_outage_while_following_is_waited_out(place, stub):
+def test_a_short_outage_while_following_is_waited_out(place, kfp):
     submit(place, "--no-wait")
-    found = cluster.connect(stub.url)
-    stub.down = 2
-    assert cluster.follow(found, stub.runs[0].run_id, lambda *_: None, poll=0.01).exit_code == 0
+    found = cluster.connect(kfp.url)
+    kfp.down = 2
+    assert cluster.follow(found, kfp.runs[0].run_id, lambda *_: None, poll=0.01).exit_code == 0
 
 
 # --- what is refused, before anything is uploaded ---
@@ -146,15 +127,15 @@ def test_a_short_outage_while_following_is_waited_out(place, stub):
         (lambda path: write_lock(path, reference="registry.example/data:latest"), "images.data.reference"),
     ],
 )
-def test_images_that_the_cluster_could_not_pull_are_refused_with_the_remedy(place, stub, lock, message):
+def test_images_that_the_cluster_could_not_pull_are_refused_with_the_remedy(place, kfp, lock, message):
     (place.path / "lock.yaml").unlink()
     lock(place.path / "lock.yaml")
     done = submit(place)
     assert done.returncode == 2
     assert message in done.stderr
     assert "dermaflow images" in done.stderr
-    assert not stub.pipelines
-    assert not stub.runs
+    assert not kfp.pipelines
+    assert not kfp.runs
 
 
 @pytest.mark.parametrize(
@@ -167,15 +148,15 @@ def test_images_that_the_cluster_could_not_pull_are_refused_with_the_remedy(plac
         ("validate.reference=artifacts/dataset", "put it below /var/lib/dermaflow, on the volume dermaflow-state"),
     ],
 )
-def test_what_pods_do_not_see_is_refused_with_the_remedy(place, stub, change, message):
+def test_what_pods_do_not_see_is_refused_with_the_remedy(place, kfp, change, message):
     done = submit(place, "--set", change)
     assert done.returncode == 2
     assert message in done.stderr
     assert "hunter2" not in done.stderr + done.stdout
-    assert not stub.pipelines
+    assert not kfp.pipelines
 
 
-def test_no_api_and_one_that_does_not_answer_are_told_at_once(place, stub, monkeypatch):
+def test_no_api_and_one_that_does_not_answer_are_told_at_once(place, kfp, monkeypatch):
     monkeypatch.delenv("KF_PIPELINES_ENDPOINT")
     monkeypatch.setenv("KUBECONFIG", "/nowhere")
     done = submit(place)
@@ -186,16 +167,16 @@ def test_no_api_and_one_that_does_not_answer_are_told_at_once(place, stub, monke
     assert "does not answer" in done.stderr
 
 
-def test_a_token_is_sent_and_nowhere_shown(place, stub, monkeypatch, tmp_path):
-    stub.token = "a-token-that-nobody-shows"  # noqa: S105 - of the stub
+def test_a_token_is_sent_and_nowhere_shown(place, kfp, monkeypatch, tmp_path):
+    kfp.token = "a-token-that-nobody-shows"  # noqa: S105 - of the stub
     done = submit(place, "--no-wait")
     assert done.returncode == 2
     assert "does not let this user in (401); set KF_PIPELINES_TOKEN_FILE" in done.stderr
-    monkeypatch.setenv("KF_PIPELINES_TOKEN", stub.token)
+    monkeypatch.setenv("KF_PIPELINES_TOKEN", kfp.token)
     done = submit(place, "--no-wait", "--json")
     assert done.returncode == 0, done.stderr
     monkeypatch.delenv("KF_PIPELINES_TOKEN")
-    (tmp_path / "token").write_text(stub.token)
+    (tmp_path / "token").write_text(kfp.token)
     monkeypatch.setenv("KF_PIPELINES_TOKEN_FILE", str(tmp_path / "token"))
     again = submit(place, "--no-wait")
     assert again.returncode == 0, again.stderr
@@ -203,16 +184,16 @@ def test_a_token_is_sent_and_nowhere_shown(place, stub, monkeypatch, tmp_path):
     refused = submit(place, "--no-wait")
     told = "".join(part.stdout + part.stderr for part in (done, again, refused))
     assert refused.returncode == 2
-    for secret in (stub.token, "expired-and-wrong", "a-cookie-that-no-message-shows"):
+    for secret in (kfp.token, "expired-and-wrong", "a-cookie-that-no-message-shows"):
         assert secret not in told
 
 
 # --- cancel ---
 
 
-def test_a_run_is_cancelled_and_one_that_has_ended_is_left(place, stub):
+def test_a_run_is_cancelled_and_one_that_has_ended_is_left(place, kfp):
     submit(place, "--no-wait")
-    (run,) = stub.runs
+    (run,) = kfp.runs
     done = place.call("cancel", run.run_id)
     assert (done.returncode, done.stdout) == (0, f"{run.run_id}: is being cancelled\n")
     assert run.state == "CANCELED"
@@ -236,57 +217,57 @@ def schedule(place, *arguments):
     return {change["name"]: change["action"] for change in json.loads(done.stdout)["changes"]}
 
 
-def test_what_is_in_the_file_is_what_is_on_the_cluster(place, stub):
+def test_what_is_in_the_file_is_what_is_on_the_cluster(place, kfp):
     weekly, daily = {"cron": "0 0 3 * * 0"}, {"cron": "0 30 4 * * *", "enabled": False}
     write_schedules(place, weekly=weekly, daily=daily)
     assert schedule(place, "--dry-run") == {"weekly": "create", "daily": "create"}
-    assert not stub.recurring
-    assert not stub.pipelines, "a dry run uploads nothing"
+    assert not kfp.recurring
+    assert not kfp.pipelines, "a dry run uploads nothing"
     assert schedule(place) == {"weekly": "create", "daily": "create"}
-    there = {run.display_name: run for run in stub.recurring}
+    there = {run.display_name: run for run in kfp.recurring}
     assert {name: run.trigger.cron_schedule.cron for name, run in there.items()} == {
         "weekly": "0 0 3 * * 0", "daily": "0 30 4 * * *"
     }  # fmt: skip
     assert {name: run.mode for name, run in there.items()} == {"weekly": "ENABLE", "daily": "DISABLE"}
     assert schedule(place) == {"weekly": "keep", "daily": "keep"}
-    assert {run.recurring_run_id for run in stub.recurring} == {run.recurring_run_id for run in there.values()}
+    assert {run.recurring_run_id for run in kfp.recurring} == {run.recurring_run_id for run in there.values()}
     write_schedules(place, weekly={"cron": "0 0 5 * * 0"})
     assert schedule(place, "--dry-run") == {"weekly": "update", "daily": "remove"}
-    assert len(stub.recurring) == 2
+    assert len(kfp.recurring) == 2
     assert schedule(place) == {"weekly": "update", "daily": "remove"}
-    (left,) = stub.recurring
+    (left,) = kfp.recurring
     assert left.trigger.cron_schedule.cron == "0 0 5 * * 0"
 
 
-def test_recurring_runs_of_others_are_left_alone_whatever_they_are_called(place, stub):
+def test_recurring_runs_of_others_are_left_alone_whatever_they_are_called(place, kfp):
     write_schedules(place, weekly={"cron": "0 0 3 * * 0"})
     schedule(place)
-    (ours,) = stub.recurring
+    (ours,) = kfp.recurring
     foreign = type(ours)(**{**ours.to_dict(), "recurring_run_id": "foreign", "description": "by hand", "mode": "ENABLE"})
     foreign.trigger, foreign.runtime_config = ours.trigger, ours.runtime_config
     foreign.pipeline_version_reference, foreign.status = ours.pipeline_version_reference, "ENABLED"
-    stub.recurring.append(foreign)
+    kfp.recurring.append(foreign)
     write_schedules(place)
     assert schedule(place) == {"weekly": "remove"}
-    assert [run.recurring_run_id for run in stub.recurring] == ["foreign"]
+    assert [run.recurring_run_id for run in kfp.recurring] == ["foreign"]
 
 
-def test_a_copy_that_a_broken_update_left_is_removed(place, stub):
+def test_a_copy_that_a_broken_update_left_is_removed(place, kfp):
     write_schedules(place, weekly={"cron": "0 0 3 * * 0"})
     schedule(place)
-    (ours,) = stub.recurring
+    (ours,) = kfp.recurring
     twin = type(ours)(recurring_run_id="older", display_name="weekly", description=MARK + "sha256:old", namespace="dermaflow")
     twin.trigger = ours.trigger
-    stub.recurring.append(twin)
+    kfp.recurring.append(twin)
     assert schedule(place) == {"weekly": "update"}
-    assert stub.recurring == [ours]
+    assert kfp.recurring == [ours]
 
 
-def test_a_recurring_run_reads_its_source_each_time(place, stub):
+def test_a_recurring_run_reads_its_source_each_time(place, kfp):
     write_schedules(place, weekly={"cron": "0 0 3 * * 0"})
     schedule(place)
-    assert stub.recurring[0].runtime_config.parameters["source_digest"] == ""
-    spec = stub.versions[-1].pipeline_spec["pipeline_spec"]
+    assert kfp.recurring[0].runtime_config.parameters["source_digest"] == ""
+    spec = kfp.versions[-1].pipeline_spec["pipeline_spec"]
     tasks = spec["components"]["comp-exit-handler-1"]["dag"]["tasks"]
     assert not tasks["ingest"].get("cachingOptions", {}).get("enableCache", False)
     assert tasks["segment"]["cachingOptions"]["enableCache"]
@@ -301,9 +282,9 @@ def test_a_recurring_run_reads_its_source_each_time(place, stub):
         ("schedules: [", "is not valid YAML"),
     ],
 )
-def test_a_file_that_is_wrong_changes_nothing(place, stub, text, message):
+def test_a_file_that_is_wrong_changes_nothing(place, kfp, text, message):
     (place.path / "schedules.yaml").write_text(text)
     done = place.call("schedule", "schedules.yaml", "--images", "lock.yaml")
     assert done.returncode == 2
     assert message in done.stderr
-    assert not stub.recurring
+    assert not kfp.recurring

@@ -9,35 +9,16 @@ import pytest
 
 from pipelines.images import GROUPS
 from pipelines.provision import read_table
-from tests.kfp_stub import KfpStub
 from tests.kube_stub import KubeStub, RegistryStub
 from tests.local_server import running
 from tests.locks import write_lock
-from tests.mlflow_server import mlflow_server
+from tests.pipelines.conftest import BUCKET, SOURCE
 from tests.s3_server import LISTER
 from tests.workspace import make_workspace, sets
 
-BUCKET = "check-images"
 NAMES = tuple(f"dermaflow-python/{group}" for group in GROUPS)
 SECRETS = {secret.name: list(secret.env) for secret in read_table().run.secrets.values() if secret.env}
 CLUSTER = ("parameters", "images", "KFP API", "secrets", "volume", "GPU pools", "object store", "MLflow")
-
-
-@pytest.fixture(scope="module")
-def bucket(s3, tmp_path_factory):
-    from dermaflow.phantom import draw_phantoms
-
-    folder = tmp_path_factory.mktemp("drawn") / "source"
-    draw_phantoms(folder, images=42, seed=7, size=(96, 72), workers=1)
-    s3.make_bucket(BUCKET)
-    s3.upload(folder, BUCKET, "drawn")
-    return s3
-
-
-@pytest.fixture(scope="module")
-def mlflow_url(tmp_path_factory):
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
-        yield url
 
 
 @pytest.fixture
@@ -58,12 +39,6 @@ def images():
 
 
 @pytest.fixture
-def kfp():
-    with running(KfpStub()) as stub:
-        yield stub
-
-
-@pytest.fixture
 def check(bucket, mlflow_url, kube, images, kfp, tmp_path, monkeypatch):
     """How the command is called, and what it finds: check name -> (ok, detail)."""
     place = make_workspace(tmp_path / "workspace")
@@ -74,7 +49,7 @@ def check(bucket, mlflow_url, kube, images, kfp, tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
 
     def called(*changes):
-        values = (f"data.source=s3://{BUCKET}/drawn", f"register.tracking_uri={mlflow_url}", "data.image_size=72",
+        values = (f"data.source={SOURCE}", f"register.tracking_uri={mlflow_url}", "data.image_size=72",
                   "train.architectures=[cnn]")  # fmt: skip
         done = place.call("check", "--on", "cluster", "--images", "lock.yaml", "--json", *sets(*values, *changes))
         found = {one["name"]: (one["ok"], one["detail"]) for one in json.loads(done.stdout)["checks"]}

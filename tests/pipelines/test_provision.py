@@ -244,7 +244,7 @@ def test_the_agreed_form_names_no_machine_and_no_secret(profile):
         (("retries: 10", "retries: 10\n    patience: 3"), "tasks.train.patience: Extra inputs are not permitted"),
         (("user: 10001", "user: 0"), "run.user: Input should be greater than or equal to 1000"),
         (("cpu: [4, 8]", "cpu: [4, lots]"), "tasks.train.cpu.1"),
-        (("tasks:", "task:"), "is not a table of tasks"),
+        (("tasks:", "task:"), "tasks.yaml: tasks: Field required"),
     ],
 )
 def test_a_table_that_is_wrong_names_the_field(tmp_path, change, message):

@@ -15,41 +15,14 @@ from dermaflow import registry
 from dermaflow.params import load_params
 from pipelines.claims import Claims
 from pipelines.trigger import key_of, look, names_before
-from tests.kfp_stub import KfpStub
-from tests.local_server import running
 from tests.locks import write_lock
-from tests.mlflow_server import mlflow_server
+from tests.pipelines.conftest import BUCKET, SOURCE
 from tests.workspace import DERMAFLOW, make_workspace, sets
 
-BUCKET = "trigger-images"
-
-
-@pytest.fixture(scope="module")
-def bucket(s3, tmp_path_factory):
-    from dermaflow.phantom import draw_phantoms
-
-    folder = tmp_path_factory.mktemp("drawn") / "source"
-    draw_phantoms(folder, images=42, seed=7, size=(96, 72), workers=1)
-    s3.make_bucket(BUCKET)
-    s3.upload(folder, BUCKET, "drawn")
-    return s3
-
-
-@pytest.fixture(scope="module")
-def mlflow_url(tmp_path_factory):
-    with mlflow_server(tmp_path_factory.mktemp("mlflow")) as url:
-        yield url
-
 
 @pytest.fixture
-def stub():
-    with running(KfpStub()) as server:
-        yield server
-
-
-@pytest.fixture
-def place(bucket, stub, tmp_path, monkeypatch):
-    for name, value in {**bucket.environment, "KF_PIPELINES_ENDPOINT": stub.url}.items():
+def place(bucket, kfp, tmp_path, monkeypatch):
+    for name, value in {**bucket.environment, "KF_PIPELINES_ENDPOINT": kfp.url}.items():
         monkeypatch.setenv(name, value)
     made = make_workspace(tmp_path / "workspace")
     write_lock(made.path / "lock.yaml")
@@ -58,7 +31,7 @@ def place(bucket, stub, tmp_path, monkeypatch):
 
 @pytest.fixture
 def options(mlflow_url, tmp_path):
-    told = (f"data.source=s3://{BUCKET}/drawn", f"register.tracking_uri={mlflow_url}", "split.previous=none",
+    told = (f"data.source={SOURCE}", f"register.tracking_uri={mlflow_url}", "split.previous=none",
             "data.image_size=72", "train.architectures=[cnn]")  # fmt: skip
     return ["--images", "lock.yaml", "--claims", f"s3://{BUCKET}/claims/{tmp_path.name}", "--at-least", "10", *sets(*told)]
 
@@ -77,7 +50,7 @@ def registered(url, source, digest, lesions, folder):
     return lambda: client.delete_model_version(registry.CANDIDATE_MODEL, version.version)
 
 
-def test_called_ten_times_at_once_on_the_same_new_data_it_starts_one_run(place, stub, options):
+def test_called_ten_times_at_once_on_the_same_new_data_it_starts_one_run(place, kfp, options):
     command = [str(DERMAFLOW), "trigger", "--json", *options]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     callers = [subprocess.Popen(command, cwd=place.path, text=True, env=dict(os.environ), **pipes) for _ in range(10)]
@@ -85,22 +58,22 @@ def test_called_ten_times_at_once_on_the_same_new_data_it_starts_one_run(place, 
     assert [caller.returncode for caller in callers] == [0] * 10, said
     told = [json.loads(out) for out, _ in said]
     assert sorted(one["outcome"] for one in told) == ["claimed"] * 9 + ["started"]
-    (run,) = stub.runs
+    (run,) = kfp.runs
     assert {one["run_id"] for one in told} <= {run.run_id, None}
     again = place.called_json("trigger", *options)
     assert (again["outcome"], again["run_id"]) == ("claimed", run.run_id)
-    assert len(stub.runs) == 1
+    assert len(kfp.runs) == 1
 
 
-def test_another_setting_is_another_question(place, stub, options):
+def test_another_setting_is_another_question(place, kfp, options):
     assert place.called_json("trigger", *options)["outcome"] == "started"
     assert place.called_json("trigger", *options, "--set", "train.epochs=7")["outcome"] == "started"
-    assert len(stub.runs) == 2
-    assert json.loads(stub.runs[1].runtime_config.parameters["train"])["epochs"] == 7
+    assert len(kfp.runs) == 2
+    assert json.loads(kfp.runs[1].runtime_config.parameters["train"])["epochs"] == 7
 
 
-def test_what_the_newest_version_was_made_from_is_nothing_new(place, stub, options, mlflow_url, tmp_path):
-    source = f"s3://{BUCKET}/drawn"
+def test_what_the_newest_version_was_made_from_is_nothing_new(place, kfp, options, mlflow_url, tmp_path):
+    source = SOURCE
     digest = place.called_json("trigger", *options, "--at-least", "100000")["news"]["digest"]
     remove = registered(mlflow_url, source, digest, ["a"], tmp_path)
     try:
@@ -108,16 +81,16 @@ def test_what_the_newest_version_was_made_from_is_nothing_new(place, stub, optio
         assert told["outcome"] == "nothing new"
     finally:
         remove()
-    assert not stub.runs
+    assert not kfp.runs
 
 
-def test_lesions_that_the_newest_version_knew_are_not_new(place, stub, options, mlflow_url, tmp_path, bucket):
+def test_lesions_that_the_newest_version_knew_are_not_new(place, kfp, options, mlflow_url, tmp_path, bucket):
     answer = bucket.client().get_object(Bucket=BUCKET, Key="drawn/HAM10000_metadata.csv")
     lesions = list(dict.fromkeys(pd.read_csv(answer["Body"])["lesion_id"]))
-    remove = registered(mlflow_url, f"s3://{BUCKET}/drawn", "sha256:of-before", lesions[:-3], tmp_path)
+    remove = registered(mlflow_url, SOURCE, "sha256:of-before", lesions[:-3], tmp_path)
     try:
         done = place.call("trigger", *options)
-        assert (done.returncode, stub.runs) == (0, [])
+        assert (done.returncode, kfp.runs) == (0, [])
         assert done.stdout.startswith("too few: 3 new lesions since dermaflow-candidate version")
         told = place.called_json("trigger", *options, "--at-least", "3")
         assert (told["outcome"], told["news"]["new_lesions"], told["news"]["lesions"]) == ("started", 3, len(lesions))
@@ -125,25 +98,25 @@ def test_lesions_that_the_newest_version_knew_are_not_new(place, stub, options, 
         remove()
 
 
-def test_a_claim_whose_maker_died_before_it_started_anything_is_recovered(place, stub, options, mlflow_url, tmp_path):
+def test_a_claim_whose_maker_died_before_it_started_anything_is_recovered(place, kfp, options, mlflow_url, tmp_path):
     claims, key = died(place, options)
     waiting = place.called_json("trigger", *options)
     assert (waiting["outcome"], waiting["run_id"]) == ("claimed", None)
     assert "if none comes of it, call again after" in waiting["why"]
     assert place.called_json("trigger", *options, "--retry-after", "0")["outcome"] == "started"
-    assert [run.display_name for run in stub.runs] == [f"trigger-{key}-2"]
-    assert claims.current(key).run_id == stub.runs[0].run_id
+    assert [run.display_name for run in kfp.runs] == [f"trigger-{key}-2"]
+    assert claims.current(key).run_id == kfp.runs[0].run_id
 
 
-def test_a_run_whose_starter_died_before_it_could_say_so_is_found_and_not_started_again(place, stub, options):
+def test_a_run_whose_starter_died_before_it_could_say_so_is_found_and_not_started_again(place, kfp, options):
     claims, key = died(place, options)
     submitted = place.call("submit", "--no-wait", "--images", "lock.yaml", *options[options.index("--set") :])
     assert submitted.returncode == 0, submitted.stderr
-    stub.runs[0].display_name = f"trigger-{key}-1"
+    kfp.runs[0].display_name = f"trigger-{key}-1"
     told = place.called_json("trigger", *options, "--retry-after", "0")
-    assert told["run_id"] == stub.runs[0].run_id
-    assert len(stub.runs) == 1
-    assert claims.current(key).run_id == stub.runs[0].run_id
+    assert told["run_id"] == kfp.runs[0].run_id
+    assert len(kfp.runs) == 1
+    assert claims.current(key).run_id == kfp.runs[0].run_id
 
 
 def died(place, options):
@@ -167,7 +140,7 @@ def test_names_of_earlier_attempts_lead_to_runs_that_were_not_told_of():
 
 
 def test_without_a_registry_everything_is_new(place, tmp_path):
-    params = load_params("default", [f"data.source=s3://{BUCKET}/drawn", f"register.tracking_uri=sqlite:///{tmp_path}/none.db"])
+    params = load_params("default", [f"data.source={SOURCE}", f"register.tracking_uri=sqlite:///{tmp_path}/none.db"])
     news = look(params, "sha256:some")
     assert news.version is None
     assert news.new_lesions == news.lesions > 0

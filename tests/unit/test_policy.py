@@ -84,7 +84,7 @@ def test_a_whole_number_is_a_number(tmp_path):
         ({"calibration": {}}, "calibration.max_ece", "required"),
         ({"worst_subgroup": {"figure": "f1", "estimate": 0.5, "high": 0.5}}, "worst_subgroup.figure", "malignant_sensitivity"),
         ({"approvals": -1}, "approvals", "greater than or equal to 0"),
-        ({"four_eyes": True}, "policy", "four_eyes needs approvals of at least 1"),
+        ({"four_eyes": True}, "the file", "four_eyes needs approvals of at least 1"),
         ({"waivable": ["leakage"]}, "waivable.0", "allowed: data_validation"),
         ({"waivable": ["no such gate"]}, "waivable.0", "allowed: data_validation"),
     ],
@@ -114,7 +114,7 @@ def test_a_date_is_refused_like_any_other_value(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.yaml is not a file; the repository's is mlflow/policy\.yaml"):
+    with pytest.raises(InputError, match=r"nowhere\.yaml: No such file or directory; the repository's is mlflow/policy\.yaml"):
         read_policy(tmp_path / "nowhere.yaml")
 
 
