@@ -1,40 +1,112 @@
-"""The registered form of a model: an MLflow pyfunc from RGB images to class probabilities."""
+"""The registered form of a model: an MLflow pyfunc from image files or arrays to calibrated class probabilities.
+
+A file's bytes become an image as in ingest (components/ingest/decode.py), so that the model is served what it was judged on;
+what ingest would refuse is refused here for the same reason.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature
 from mlflow.pyfunc import PythonModel
+from mlflow.types import ColSpec, DataType, Schema
+
+IMAGE = "image"  # the input's one column
+_TOGETHER = 32  # images in the network at once
 
 
 class LesionClassifier(PythonModel):  # type: ignore[misc]
-    """Loads a Model artifact and answers arrays of images.
+    """Loads a Model artifact and answers images.
 
-    Input: uint8 or float RGB [n, size, size, 3] in 0..255. Output: float32 [n, classes], probabilities in class order.
+    Parameters
+    ----------
+    segment: content of the parameters segment.*, by which the model's images were segmented; used where the model wants masks.
+    max_pixels: data.max_pixels: an image of more pixels is refused.
     """
+
+    def __init__(self, segment: Mapping[str, Any], max_pixels: int) -> None:
+        self.segment, self.max_pixels = dict(segment), max_pixels
 
     def load_context(self, context: Any) -> None:
         """Load model.keras and model.json."""
+        from dermaflow.inference import settled
         from dermaflow.predict import load_model
 
-        self.model, self.info = load_model(Path(context.artifacts["model"]))
+        model, self.info = load_model(Path(context.artifacts["model"]))
+        self.forward = settled(model)
 
     def predict(
         self,
         context: Any,  # noqa: ARG002
-        model_input: Any,
+        model_input: pd.DataFrame,
         params: dict[str, Any] | None = None,  # noqa: ARG002 - MLflow's signature
-    ) -> npt.NDArray[np.float32]:
-        """Probabilities of each class for each image."""
+    ) -> pd.DataFrame:
+        """Probabilities of each class for each image.
+
+        Parameters
+        ----------
+        model_input: column `image`: bytes of a JPEG or PNG file (base64 in JSON), or uint8 RGB [height, width, 3].
+
+        Returns
+        -------
+        float64 [n, classes], a column for each class by its name: softmax of the logits over the fitted temperature.
+
+        Raises
+        ------
+        MlflowException
+            INVALID_PARAMETER_VALUE, which a server answers by 400: names the image (counted from 0) and what is wrong with it.
+        """
         from dermaflow.metrics import softmax
 
-        images = np.asarray(model_input, np.float32)
-        shape = (self.info["image_size"], self.info["image_size"], 3)
-        if self.info["masks"] != "none":
-            raise ValueError(f"this model was trained with train.masks={self.info['masks']}: images alone are not enough")
-        if images.ndim != 4 or images.shape[1:] != shape:
-            raise ValueError(f"images have shape {images.shape}; expected [n, {shape[0]}, {shape[1]}, 3], RGB in 0..255")
-        return softmax(np.asarray(self.model(images, training=False))).astype(np.float32)
+        pixels = [self._pixels(number, image) for number, image in enumerate(model_input[IMAGE])]
+        batches = (np.stack(pixels[start : start + _TOGETHER]) for start in range(0, len(pixels), _TOGETHER))
+        logits = [self.forward(self._inputs(batch)) for batch in batches]
+        classes = self.info["classes"]
+        together = np.concatenate([np.empty((0, len(classes)), np.float32), *logits])
+        return pd.DataFrame(softmax(together / (self.info["temperature"] or 1.0)), columns=classes)
+
+    def _pixels(self, number: int, image: Any) -> npt.NDArray[np.uint8]:
+        """One image as the model's Dataset would hold it, uint8 [size, size, 3]."""
+        from components.ingest.decode import RejectedError, decode, resize
+
+        size, mode = self.info["image_size"], self.info["resize"]
+        if isinstance(image, bytes):
+            try:
+                return decode(image, size, self.max_pixels, mode).pixels
+            except RejectedError as error:
+                raise _refused(number, str(error)) from error
+        if not isinstance(image, np.ndarray):
+            raise _refused(number, f"is {type(image).__name__}; give the bytes of a JPEG or PNG file, or an array")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
+            raise _refused(number, f"{image.dtype} {list(image.shape)}; an array has to be uint8 RGB [height, width, 3]")
+        if image.shape[0] * image.shape[1] > self.max_pixels:
+            raise _refused(number, f"{image.shape[1]} x {image.shape[0]} pixels, data.max_pixels is {self.max_pixels}")
+        return resize(image, size, mode)
+
+    def _inputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """What the network takes, float32 [n, size, size, channels]; masks as the pipeline draws them, where it wants them."""
+        from components.segment.kmeans_mask import lesion_mask
+        from dermaflow.masking import apply_masks
+        from dermaflow.params import SegmentParams
+
+        mode, params = self.info["masks"], SegmentParams(**self.segment)
+        masks = None if mode == "none" else np.stack([lesion_mask(image, params).mask for image in images])
+        return apply_masks(images, masks, mode).astype(np.float32)
+
+
+def signature(classes: list[str]) -> ModelSignature:
+    """The model's input and output for MLflow: image -> a probability for each class."""
+    return ModelSignature(
+        Schema([ColSpec(DataType.binary, IMAGE)]), Schema([ColSpec(DataType.double, name) for name in classes])
+    )
+
+
+def _refused(number: int, reason: str) -> MlflowException:
+    return MlflowException.invalid_parameter_value(f"image {number}: {reason}")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import components
 import dermaflow
 from components.register.card import model_card
 from dermaflow import contracts, registry
@@ -321,23 +322,17 @@ def _store(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], para
 
 def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
     import mlflow
-    import numpy as np
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
 
-    from dermaflow.serving import LesionClassifier
+    from dermaflow.serving import LesionClassifier, signature
 
-    size, classes = bundle["model"]["image_size"], bundle["model"]["classes"]
+    params = bundle["params"]
     return mlflow.pyfunc.log_model(
         name="model",
-        python_model=LesionClassifier(),
+        python_model=LesionClassifier(params["segment"], params["data"]["max_pixels"]),
         artifacts={"model": str(evidence.model)},
-        code_paths=[str(Path(dermaflow.__file__).parent)],
+        code_paths=[str(Path(dermaflow.__file__).parent), str(Path(components.__file__).parent)],
         pip_requirements=_requirements(bundle["environment"]["libraries"]),
-        signature=ModelSignature(
-            Schema([TensorSpec(np.dtype(np.uint8), (-1, size, size, 3))]),
-            Schema([TensorSpec(np.dtype(np.float32), (-1, len(classes)))]),
-        ),
+        signature=signature(bundle["model"]["classes"]),
     )
 
 

@@ -96,11 +96,13 @@ def test_the_registered_model_answers_images_with_the_pipelines_probabilities(
     model = mlflow.pyfunc.load_model(f"models:/{info['model']}/{info['version']}")
     predictions = contracts.read_predictions(evidence.evaluation).iloc[:3]
     dataset = Dataset.open(evidence.dataset)
-    answers = model.predict(dataset.images(dataset.rows_of(predictions["image_id"])))
-    expected = softmax(predictions[contracts.logit_columns(dataset.classes)].to_numpy())
+    images = dataset.images(dataset.rows_of(predictions["image_id"]))
+    answers = model.predict(pd.DataFrame({"image": list(images)}))
+    temperature = contracts.read_info(evidence.model, contracts.MODEL)["temperature"]
+    expected = softmax(predictions[contracts.logit_columns(dataset.classes)].to_numpy() / temperature)
+    assert list(answers.columns) == list(dataset.classes)
     np.testing.assert_allclose(answers, expected, atol=1e-5)
-    with pytest.raises(Exception, match="shape"):
-        model.predict(np.zeros((1, 10, 10, 3), np.uint8))
+    assert len(model.predict(pd.DataFrame({"image": []}, dtype=object))) == 0
 
 
 def test_repositorys_policy_refuses_synthetic_images_and_moves_nothing(
