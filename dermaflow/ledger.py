@@ -144,6 +144,12 @@ class Ledger:
         """Read everything anew: the entries that can be read, and every fault of the chain."""
         return self._look([])
 
+    def copy_to(self, folder: Path) -> None:
+        """Lay every entry into a folder, byte for byte, whether the chain holds or not."""
+        numbers = self._store.numbers()
+        for number, data in zip(numbers, self._store.read(numbers), strict=True):
+            (folder / _name_of(number)).write_bytes(data)
+
     def head(self) -> Head:
         """The head of the chain; raises LedgerError where it does not hold."""
         return head_of(self.entries())
@@ -308,6 +314,10 @@ def _entry(head: Head, kind: str, body: dict[str, Any], actor: str, nonce: str) 
     return Entry(**rest, digest=json_digest(rest))
 
 
+def _name_of(number: int) -> str:
+    return f"{number:08d}.json"
+
+
 def _bytes(entry: Entry) -> bytes:
     return (json.dumps(entry.to_dict(), indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
@@ -414,7 +424,7 @@ class _Files:
                     path.unlink()
 
     def _path(self, number: int) -> Path:
-        return self._folder / f"{number:08d}.json"
+        return self._folder / _name_of(number)
 
 
 class _Objects:
@@ -440,7 +450,7 @@ class _Objects:
         return self._bucket.create(self._key(number), data)
 
     def _key(self, number: int) -> str:
-        return f"{self._prefix}{number:08d}.json"
+        return self._prefix + _name_of(number)
 
 
 class LedgerBucket(Bucket):
