@@ -6,7 +6,7 @@ PHANTOMS := data/phantom
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-dev setup-infra run test check check-infra format compile bench golden prove lock clean
+.PHONY: help setup setup-dev setup-infra run test check check-infra format compile bench golden schema prove lock clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -41,10 +41,13 @@ compile: setup  ## the pipeline as KFP IR: dermaflow.yaml
 	$(BIN)/dermaflow compile --output dermaflow.yaml
 
 bench: setup-dev  ## every benchmark: ratios against named baselines measured in the same run
-	@for script in ingest incremental neighbours evaluate; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; done; exit $${failed:-0}
+	@for script in ingest incremental neighbours evaluate registry; do echo "== $$script"; $(BIN)/python benchmarks/$$script.py || failed=1; done; exit $${failed:-0}
 
 golden: setup-dev  ## write the compiled pipeline that tests hold it to, after a change that is meant
 	$(BIN)/python -m tests.golden
+
+schema: setup-dev  ## write the schemas of evidence and dossier from the code, after a change that is meant
+	$(BIN)/python -m tests.schemas
 
 prove: setup-dev  ## every "must hold" at full size; resumable; writes docs/proofs.json
 	$(BIN)/python tests/proofs/prove.py

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+    from dermaflow.records import Version
+
 ENTRY_TAG = registry.TAG + "ledger_entry"
 MOVES = ("promotion", "rollback")
 MEND = "look with: dermaflow verify, and mend with: dermaflow verify --repair"
@@ -68,7 +70,7 @@ def require_settled(client: MlflowClient, ledger: Ledger, seen: Sequence[Entry])
     wanted = None if due is None else version_made_for(client, registry.PRODUCTION_MODEL, due)
     if (now is None) != (due is None) or (now is not None and (wanted is None or now.version != wanted.version)):
         raise HeadMovedError(
-            f"alias {registry.CHAMPION} is on {told(now)}, but by the ledger it is {in_ledger(client, due)}: another move is "
+            f"alias {registry.CHAMPION} is on {told(now)}, but by the ledger it is {in_ledger(due, wanted)}: another move is "
             f"being made, was cut off, or was made by hand. Nothing was moved; {MEND}"
         )
 
@@ -161,16 +163,15 @@ def copy_tags(promotion: Entry) -> dict[str, str]:
     return {registry.TAG + name: value for name, value in tags.items()}
 
 
-def told(version: ModelVersion | None) -> str:
+def told(version: Version | None) -> str:
     """A version in a message."""
     return "no version" if version is None else f"{version.name} version {version.version}"
 
 
-def in_ledger(client: MlflowClient, promotion: Entry | None) -> str:
-    """A promotion's copy in a message."""
+def in_ledger(promotion: Entry | None, made: Version | None) -> str:
+    """A promotion's copy in a message; `made` is the version, where it was made by now."""
     if promotion is None:
         return "on no version"
-    made = version_made_for(client, registry.PRODUCTION_MODEL, promotion)
     candidate = promotion.body["candidate"]
     of = f"of {candidate['name']} version {candidate['version']} (entry {promotion.number})"
     return f"on the copy {of}, which was not made yet" if made is None else f"on version {made.version}, the copy {of}"

@@ -124,6 +124,12 @@ class Ledger:
         """Read everything anew: the entries that can be read, and every fault of the chain."""
         return self._look([])
 
+    def copy_to(self, folder: Path) -> None:
+        """Lay every entry into a folder, byte for byte, whether the chain holds or not."""
+        names = [_name_of(number) for number in self._numbers()]
+        for name, data in zip(names, self._store.read(names), strict=True):
+            (folder / name).write_bytes(data)
+
     def head(self) -> Head:
         """The head of the chain; raises LedgerError where it does not hold."""
         return head_of(self.entries())
@@ -158,7 +164,7 @@ class Ledger:
             if found is not None:
                 return found
             entry = _entry(head_of(entries), kind, told, by, nonce)
-            if self._store.create(_name(entry.number), _bytes(entry)):
+            if self._store.create(_name_of(entry.number), _bytes(entry)):
                 self._sound = [*entries, entry]
                 return entry
             time.sleep(pause * (0.5 + secrets.randbelow(512) / 1024))
@@ -172,7 +178,7 @@ class Ledger:
             numbers = [number for number in self._numbers() if number <= last]
         fresh = [number for number in numbers if number > len(known)]
         entries, faults = list(known), _gaps([*numbers, *([len(known)] if known else [])])
-        for number, data in zip(fresh, self._store.read([_name(number) for number in fresh]), strict=True):
+        for number, data in zip(fresh, self._store.read([_name_of(number) for number in fresh]), strict=True):
             entry, fault = _read_entry(number, data)
             if entry is not None:
                 faults += _unchained(entry, entries[-1] if entries else None)
@@ -277,7 +283,7 @@ def _entry(head: Head, kind: str, body: dict[str, Any], actor: str, nonce: str) 
     return Entry(**rest, digest=json_digest(rest))
 
 
-def _name(number: int) -> str:
+def _name_of(number: int) -> str:
     return f"{number:08d}.json"
 
 

@@ -16,6 +16,15 @@ def registration_of(entries: Sequence[Entry], key: str) -> Entry | None:
     return first_with_key(entries, "registration", key)
 
 
+def registrations(entries: Sequence[Entry]) -> dict[str, Entry]:
+    """The registration of every model by its key, as `registration_of` finds each: for who asks for many."""
+    found: dict[str, Entry] = {}
+    for entry in entries:
+        if entry.kind == "registration":
+            found.setdefault(str(entry.body["key"]), entry)
+    return found
+
+
 def first_with_key(entries: Sequence[Entry], kind: str, key: str) -> Entry | None:
     """The first entry of a kind whose body has a key."""
     return next((entry for entry in entries if entry.kind == kind and entry.body["key"] == key), None)

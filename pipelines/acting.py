@@ -16,6 +16,7 @@ from dermaflow.errors import GateError, InputError
 from dermaflow.ledger import Entry, Ledger, account
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
+from dermaflow.records import Registered
 from pipelines.judging import registered_version
 from pipelines.version_checks import check_version, compared_again, origin
 
@@ -68,7 +69,7 @@ def promote(model: str, params: Params, *, approver: str | None = None, dry_run:
     key = registration.body["key"]
     if approver is not None:
         _refuse_approver(approver, seen, key, policy)
-    case = _case(place, seen, version, registration, params)
+    case = _case(place, seen, version, registration)
     mode: Mode = "disabled" if params.promote.mode == "disabled" else "dry_run" if dry_run else "enabled"
     also = [approver] if approver else []
     judged = weigh(place.client, seen, case, policy, params.promote.policy, mode, recorded.PERSON, also)
@@ -244,9 +245,9 @@ def _candidate(place: Place, entries: Sequence[Entry], model: str, params: Param
     return version, registration
 
 
-def _case(place: Place, entries: Sequence[Entry], version: ModelVersion, registration: Entry, params: Params) -> Case:
+def _case(place: Place, entries: Sequence[Entry], version: ModelVersion, registration: Entry) -> Case:
     """A candidate with the figures that its predictions give now; its evidence has to hold."""
-    findings, facts = check_version(place.client, entries, version, None, params)
+    findings, facts = check_version(Registered(place.client), entries, version, None)
     findings = [finding for finding in findings if finding.mend is None]
     if findings or facts is None:
         told = "\n".join(f"  {finding.name}: {finding.detail}" for finding in findings) or "  its predictions can not be had"
@@ -258,12 +259,12 @@ def _case(place: Place, entries: Sequence[Entry], version: ModelVersion, registr
         mlflow_run_id=registration.body["mlflow_run_id"],
         facts=facts,
         commit=registration.body["commit"],
-        comparison=compared(version, registration, facts, place, entries, params),
+        comparison=compared(version, registration, facts, place, entries),
     )
 
 
 def compared(
-    version: ModelVersion, registration: Entry, facts: dict[str, Any], place: Place, entries: Sequence[Entry], params: Params
+    version: ModelVersion, registration: Entry, facts: dict[str, Any], place: Place, entries: Sequence[Entry]
 ) -> dict[str, Any] | None:
     """The comparison with the champion of now; where the pipeline compared it with that very one, that comparison counts."""
     in_use = moves.promotion_in_use(entries)
@@ -272,7 +273,7 @@ def compared(
     champion = _named(moves.champion_version(place.client))
     if champion is None or facts["comparison"]["champion"] == champion:
         return dict(facts["comparison"])
-    return compared_again(champion, version, facts, params)
+    return compared_again(champion, version, facts, Registered(place.client))
 
 
 def _refuse_approver(approver: str, entries: Sequence[Entry], key: str, policy: Policy) -> None:

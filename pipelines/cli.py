@@ -374,10 +374,38 @@ def rollback(
 
 
 @app.command()
+def audit(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="NAME, NAME@ALIAS or NAME/VERSION of the registry.")],
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder to write; by default dossier-NAME-VERSION here.")
+    ] = None,
+    profile: Profile = "default",
+    overrides: Sets = None,
+    as_json: Json = False,
+) -> None:
+    """Write the dossier of a version: one page, its JSON, ledger and evidence, to be read and verified offline.
+
+    Exit 0: all holds; 1: it was written, and names each finding. `dermaflow verify DIR` checks it without the registry.
+    """
+    from pipelines.audit import export
+
+    result = export(model, load_params(profile, overrides or ()), out).to_dict()
+    if as_json:
+        show.print_json(result)
+    else:
+        show.exported(result)
+    if not result["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
 def verify(
     models: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[MODEL]...", help="NAME@ALIAS or NAME/VERSION; by default the champion and the challenger."),
+        typer.Argument(
+            metavar="[MODEL]...",
+            help="NAME@ALIAS or NAME/VERSION; by default the champion and the challenger. Or one dossier's folder.",
+        ),
     ] = None,
     anchor: Annotated[
         Path | None, typer.Option(metavar="FILE", help="An earlier head of the ledger, made by: dermaflow anchor FILE.")
@@ -392,11 +420,16 @@ def verify(
 ) -> None:
     """Check ledger and registry by computing everything again. Exit 0: all holds; 1: each finding is named.
 
-    Digests of all files, tags and metrics, figures from the stored predictions, gates from those figures, aliases.
+    Digests of all files, tags and metrics, figures from the stored predictions, gates from those figures, aliases. Of a
+    dossier's folder (dermaflow audit) the same, offline, by what lies in it.
     """
+    from pipelines import audit as dossiers
     from pipelines.verification import verify as work
 
-    result = work(models or (), load_params(profile, overrides or ()), anchor=anchor, every=every, repair=repair)
+    if any(dossiers.is_folder(model) for model in models or ()):
+        result = dossiers.verify_named(models or (), anchor, every=every, repair=repair)
+    else:
+        result = work(models or (), load_params(profile, overrides or ()), anchor=anchor, every=every, repair=repair)
     if as_json:
         show.print_json(result.to_dict())
     else:

@@ -6,10 +6,10 @@ import ast
 from functools import cache
 from pathlib import Path
 
+from components.register.origins import LOCK
 from dermaflow.artifacts import file_digest, json_digest
 
 ROOT = Path(__file__).resolve().parents[1]
-LOCK = ROOT / "requirements" / "runtime.txt"
 PACKAGES = ("dermaflow", "components")
 DATA_FILES = ("*.json", "*.csv", "*.jinja")  # that a step reads from its own folder
 

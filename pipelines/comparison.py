@@ -10,7 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from dermaflow.errors import InputError
 from dermaflow.figures import TEST
 from dermaflow.metrics import Interval, paired_difference
 from dermaflow.params import Params, flat
+from dermaflow.records import Records, Registered, Version
 from dermaflow.run_folder import REQUEST, tasks_of
 from pipelines.judging import registered_version
 from pipelines.results import artifact, known_runs
@@ -107,11 +108,20 @@ def open_side(name: str, params: Params, scratch: Path) -> Side:
             "NAME/VERSION, for example dermaflow-candidate@challenger"
         )
     client, version = found
-    bundle = read_json(registry.evidence(client, version, "evidence.json", scratch))
+    side = side_of(Registered(client), version, scratch)
+    return replace(side, name=name, explanation=registry.evidence(client, version, "explanation", scratch))
+
+
+def side_of(records: Records, version: Version, scratch: Path) -> Side:
+    """A registered version by its evidence, all but its explanation: what figures are compared by."""
+    bundle = read_json(records.evidence(version.run_id, "evidence.json", scratch))
+    evaluation, splits = (records.evidence(version.run_id, part, scratch) for part in ("evaluation", "splits"))
     return Side(
-        name=name,
+        name=f"{version.name}/{version.version}",
         title=f"{version.name} version {version.version}, of run {bundle['run_id']}",
-        **{part: registry.evidence(client, version, part, scratch) for part in ("evaluation", "explanation", "splits")},
+        evaluation=evaluation,
+        explanation=scratch / "explanation",
+        splits=splits,
         facts=bundle,
         params=bundle["params"],
         git=bundle["git"],

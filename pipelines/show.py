@@ -398,13 +398,27 @@ def model(result: dict[str, Any]) -> None:
     out.print(table)
 
 
+def exported(result: dict[str, Any]) -> None:
+    """`dermaflow audit`: where the dossier is, and what did not hold."""
+    _findings(result["findings"])
+    out.print(f"{escape(result['model'])}: {escape(result['page'])}")
+    out.print(f"Dossier: {result['digest']}. Ledger: entry {result['ledger']['number']}, {result['ledger']['digest']}")
+    verdict = "[green]all holds[/]" if result["ok"] else f"[red]{len(result['findings'])} findings[/], told in it"
+    out.print(f"{verdict}. Check it anywhere with: dermaflow verify {escape(result['dossier'])}")
+
+
+def _findings(findings: Sequence[dict[str, Any]]) -> None:
+    if not findings:
+        return
+    table = Table("finding", "where", "", "--repair")
+    for item in findings:
+        table.add_row(f"[red]{item['name']}[/]", escape(item["where"]), escape(item["detail"]), escape(item["mend"] or ""))
+    out.print(table)
+
+
 def verified(result: dict[str, Any]) -> None:
     """`dermaflow verify`: what was found and what was mended."""
-    if result["findings"]:
-        table = Table("finding", "where", "", "--repair")
-        for item in result["findings"]:
-            table.add_row(f"[red]{item['name']}[/]", escape(item["where"]), escape(item["detail"]), escape(item["mend"] or ""))
-        out.print(table)
+    _findings(result["findings"])
     for item in result["mended"]:
         out.print(f"[green]mended[/] {item['name']}, {escape(item['where'])}: {escape(item['mend'] or '')}")
     ledger, versions = result["ledger"], ", ".join(result["versions"]) or "none"

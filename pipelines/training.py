@@ -4,11 +4,13 @@ This is the one definition. `pipelines.local` runs it in processes, and the comp
 """
 
 import copy
+import json
 from typing import Any, Dict, List  # noqa: UP035 - KFP knows items of loops as structures by these
 
 from kfp import dsl
 from kfp.dsl import pipeline_context
 
+from components import BEFORE, OUT_OF_FOLD, TASKS
 from components.augment.component import augment as augment_step
 from components.balance.component import balance as balance_step
 from components.compare.component import compare as compare_step
@@ -49,6 +51,14 @@ split_fold, augment_fold = _named(fold_step, "split-fold"), _named(augment_step,
 train_fold, evaluate_fold = _named(train_step, "train-fold"), _named(evaluate_step, "evaluate-fold")
 
 
+def _images(tasks: set[str], provision: Provision | None) -> str:
+    """JSON of the image of each task by digest, for the evidence; empty where tasks are processes or images were not built."""
+    lock = provision.lock.images if provision and provision.lock else {}
+    rows = provision.table.tasks if provision else {}
+    found = {name: lock[rows[name].group].pinned for name in sorted(tasks) if name in rows and rows[name].group in lock}
+    return json.dumps(found) if found else ""
+
+
 def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provision: Provision | None = None) -> Any:
     """Build the pipeline.
 
@@ -65,6 +75,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provisi
     items = trainings(defaults["architectures"], table)
     before_split = AugmentParams.from_json(defaults["augment"]).before_split
     folds = list(range(SplitParams.from_json(defaults["split"]).folds))
+    names = {*TASKS, *(BEFORE if before_split else ()), *(OUT_OF_FOLD if folds else ())}
+    images = _images(names, provision)
 
     @dsl.pipeline(
         name=PIPELINE_NAME,
@@ -253,6 +265,8 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provisi
                 source_digest=source_digest,
                 pipeline_digest=pipeline_digest,
                 commit=commit,
+                job_id=JOB_ID,
+                images=images,
                 **out_of_fold,
             )
             registered.set_display_name("Register the challenger")

@@ -19,12 +19,15 @@ from dermaflow.errors import InputError
 from dermaflow.ledger import Entry, Head, Ledger, head_of, read_anchor, unanchored
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
+from dermaflow.records import Records, Registered, Version, made_for, version_with
 from pipelines.judging import registered_version
 from pipelines.version_checks import Finding, check_version, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+
+ALIASES = {registry.PRODUCTION_MODEL: registry.CHAMPION, registry.CANDIDATE_MODEL: registry.CHALLENGER}
+MODELS = tuple(ALIASES)
 
 
 @dataclass(frozen=True)
@@ -98,13 +101,14 @@ def _verified(
         entries = entries[: faults[0].number - 1]
     unheld = unanchored(entries, read_anchor(anchor)) if anchor and not faults else None
     found += [Finding("ledger_anchor", "ledger", unheld)] if unheld else []
-    versions = _all_versions(client)
-    chosen = _chosen(client, versions, models, params, every=every)
+    records = Registered(client)
+    versions = [version for model in MODELS for version in records.versions(model)]
+    chosen = _chosen(records, versions, models, params, every=every)
     if not faults:  # with a ledger that does not hold there is nothing to hold the registry against
-        found += _registry_findings(client, entries, versions)
-        policy, in_use = _policy(params), {_name(version) for version in _in_use(client)}
+        found += _registry_findings(records, entries, versions)
+        policy, in_use = _policy(params), {_name(version) for version in _in_use(records)}
         for version in chosen:  # what is not in use was right to be judged by the policy of its time
-            found += check_version(client, entries, version, policy if _name(version) in in_use else None, params)[0]
+            found += check_version(records, entries, version, policy if _name(version) in in_use else None)[0]
     return Verified(
         place=ledger.place,
         entries=len(entries),
@@ -116,15 +120,9 @@ def _verified(
     )
 
 
-def _all_versions(client: MlflowClient) -> list[ModelVersion]:
-    names = (registry.CANDIDATE_MODEL, registry.PRODUCTION_MODEL)
-    found = [version for name in names for version in client.search_model_versions(f"name = '{name}'")]
-    return sorted(found, key=lambda version: (version.name, int(version.version)))
-
-
 def _chosen(
-    client: MlflowClient, versions: Sequence[ModelVersion], models: Sequence[str], params: Params, *, every: bool
-) -> list[ModelVersion]:
+    records: Records, versions: Sequence[Version], models: Sequence[str], params: Params, *, every: bool
+) -> list[Version]:
     if every:
         return list(versions)
     if models:
@@ -135,12 +133,12 @@ def _chosen(
                 f"MODEL {unknown[0]!r} is neither NAME@ALIAS nor NAME/VERSION; for example {registry.PRODUCTION_MODEL}@champion"
             )
         return [found[1] for found in named if found is not None]
-    return _in_use(client)
+    return _in_use(records)
 
 
-def _in_use(client: MlflowClient) -> list[ModelVersion]:
+def _in_use(records: Records) -> list[Version]:
     """The champion and the challenger, as their aliases have it."""
-    found = moves.champion_version(client), registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER)
+    found = [version_with(records, model, alias) for model, alias in ALIASES.items()]
     return [version for version in found if version is not None]
 
 
@@ -149,38 +147,40 @@ def _policy(params: Params) -> Policy | None:
     return read_policy(path) if path.is_file() else None
 
 
-def _registry_findings(client: MlflowClient, entries: Sequence[Entry], versions: Sequence[ModelVersion]) -> Iterator[Finding]:
+def _registry_findings(records: Records, entries: Sequence[Entry], versions: Sequence[Version]) -> Iterator[Finding]:
     """Both models as a whole: every version comes from an entry, every entry has its version, aliases are where they should."""
-    first: dict[tuple[str, str], ModelVersion] = {}
+    first: dict[tuple[str, str], Version] = {}
+    registrations = recorded.registrations(entries)
     for version in versions:
         counts = first.setdefault((version.name, version.tags.get(moves.ENTRY_TAG, "")), version)
-        if counts is not version or origin(entries, version)[0] is None:
+        if counts is not version or origin(entries, version, registrations)[0] is None:
             yield Finding("unknown_version", _name(version), "no entry of the ledger made it: it was put there by hand")
     for entry in entries:
         model = {"registration": registry.CANDIDATE_MODEL, "promotion": registry.PRODUCTION_MODEL}.get(entry.kind)
         if model is not None and (model, str(entry.number)) not in first:
             told = f"entry {entry.number} of the ledger ({entry.kind}) has no version of {model}"
             yield Finding("version_missing", _where(entry), told, "the version is made")
-    yield from _champion_findings(client, entries)
-    yield from _challenger_findings(client, entries, first)
+    yield from champion_findings(records, entries)
+    yield from _challenger_findings(records, entries, first)
 
 
-def _champion_findings(client: MlflowClient, entries: Sequence[Entry]) -> Iterator[Finding]:
-    due, now = moves.promotion_in_use(entries), moves.champion_version(client)
-    wanted = None if due is None else moves.version_made_for(client, registry.PRODUCTION_MODEL, due)
+def champion_findings(records: Records, entries: Sequence[Entry]) -> Iterator[Finding]:
+    """Whether the champion is the version that the ledger says."""
+    due, now = moves.promotion_in_use(entries), version_with(records, registry.PRODUCTION_MODEL, registry.CHAMPION)
+    wanted = None if due is None else made_for(records, registry.PRODUCTION_MODEL, due)
     if _number(now) != _number(wanted) or (due is not None and wanted is None):
         where = f"{registry.PRODUCTION_MODEL}@{registry.CHAMPION}"
-        detail = f"the alias is on {moves.told(now)}, but by the ledger it is {moves.in_ledger(client, due)}"
+        detail = f"the alias is on {moves.told(now)}, but by the ledger it is {moves.in_ledger(due, wanted)}"
         yield Finding("champion_moved", where, detail, "the alias is set to what the ledger says")
 
 
 def _challenger_findings(
-    client: MlflowClient, entries: Sequence[Entry], first: dict[tuple[str, str], ModelVersion]
+    records: Records, entries: Sequence[Entry], first: dict[tuple[str, str], Version]
 ) -> Iterator[Finding]:
     key = recorded.challenger_key(entries)
     entry = None if key is None else recorded.registration_of(entries, key)
     wanted = None if entry is None else first.get((registry.CANDIDATE_MODEL, str(entry.number)))
-    now = registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER)
+    now = version_with(records, registry.CANDIDATE_MODEL, registry.CHALLENGER)
     if _number(now) != _number(wanted):
         where = f"{registry.CANDIDATE_MODEL}@{registry.CHALLENGER}"
         detail = f"the alias is on {moves.told(now)}, but by the ledger on {moves.told(wanted)}"
@@ -227,9 +227,9 @@ def _where(entry: Entry) -> str:
     return f"ledger entry {entry.number}"
 
 
-def _name(version: ModelVersion) -> str:
+def _name(version: Version) -> str:
     return f"{version.name}/{version.version}"
 
 
-def _number(version: ModelVersion | None) -> str | None:
+def _number(version: Version | None) -> str | None:
     return None if version is None else str(version.version)

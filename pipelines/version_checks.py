@@ -15,21 +15,19 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.promote.core import DECISION_FILE, DECISION_TAG, Case, decision_told, gates_of
-from components.register.core import FILES, REGISTERED, files_of, model_files
+from components.register.bundle import SCHEMA, faults
+from components.register.core import BUNDLE, FILES, REGISTERED
 from dermaflow import champion as moves
 from dermaflow import recorded, registry
 from dermaflow.artifacts import file_digest, read_json
 from dermaflow.errors import InputError
 from dermaflow.ledger import Entry
-from dermaflow.params import EvaluateParams, Params
+from dermaflow.params import EvaluateParams
 from dermaflow.policy import Policy, policy_digest
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
+from dermaflow.records import ACTIVE, Records, Version, files_of, version_named
 
 _PREDICTIONS = "evaluation/predictions.parquet"
 _RECOMPUTED = ("temperature", "thresholds", "validation", "test")
@@ -69,9 +67,9 @@ class Held:
     evidence: folder; None where it can not be had.
     """
 
-    client: MlflowClient
+    records: Records
     entries: Sequence[Entry]
-    version: ModelVersion
+    version: Version
     registration: Entry
     promotion: Entry | None
     evidence: Path | None
@@ -101,8 +99,16 @@ class Held:
         return Finding(name, self.name, detail, mend)
 
 
-def origin(entries: Sequence[Entry], version: ModelVersion) -> tuple[Entry | None, Entry | None]:
-    """The registration that a version comes from, and the promotion that copied it, by the entry that it names."""
+def origin(
+    entries: Sequence[Entry], version: Version, registrations: Mapping[str, Entry] | None = None
+) -> tuple[Entry | None, Entry | None]:
+    """The registration that a version comes from, and the promotion that copied it, by the entry that it names.
+
+    Parameters
+    ----------
+    registrations: `recorded.registrations` of the entries, where this is asked of many versions.
+    """
+    first = recorded.registrations(entries) if registrations is None else registrations
     number = version.tags.get(moves.ENTRY_TAG, "")
     entry = entries[int(number) - 1] if number.isdecimal() and 0 < int(number) <= len(entries) else None
     if entry is None:
@@ -110,55 +116,51 @@ def origin(entries: Sequence[Entry], version: ModelVersion) -> tuple[Entry | Non
     if version.name == registry.PRODUCTION_MODEL:
         if entry.kind != "promotion":
             return None, None
-        return recorded.registration_of(entries, entry.body["candidate"]["key"]), entry
-    is_first = entry.kind == "registration" and recorded.registration_of(entries, entry.body["key"]) == entry
+        return first.get(entry.body["candidate"]["key"]), entry
+    is_first = entry.kind == "registration" and first[entry.body["key"]] is entry
     return (entry if is_first else None), None
 
 
 def check_version(
-    client: MlflowClient, entries: Sequence[Entry], version: ModelVersion, policy: Policy | None, params: Params
+    records: Records, entries: Sequence[Entry], version: Version, policy: Policy | None
 ) -> tuple[list[Finding], dict[str, Any] | None]:
     """Every finding about a version, and its facts with the figures that its predictions give; None without predictions.
 
     Parameters
     ----------
+    records: of the registry that the version is in, or of a dossier.
     policy: that is in force now; None where nobody says.
-    params: where the registry is.
     """
     registration, promotion = origin(entries, version)
     if registration is None:  # told by the checks of the whole registry
         return [], None
     with tempfile.TemporaryDirectory() as scratch:
-        evidence, found = _fetch(client, version, registration, Path(scratch))
-        held = Held(client, entries, version, registration, promotion, evidence, None)
+        evidence, found = _fetch(records, version, registration, Path(scratch))
+        held = Held(records, entries, version, registration, promotion, evidence, None)
         found += _files_findings(held)
         if evidence is not None and not any(finding.name == "list_of_evidence" for finding in found):
             held = Held(**{**vars(held), "files": read_json(evidence / FILES)})
             found += [*_changed_evidence(held), *_changed_model(held)]
-        found += [*_changed_version(held), *_changed_run(held)]
+        found += [*_form(held), *_changed_version(held), *_changed_run(held)]
         facts, of_figures = _recomputed(held)
-        found += [*of_figures, *_decisions(held, facts, policy, params)]
+        found += [*of_figures, *_decisions(held, facts, policy)]
     return found, facts
 
 
-def _fetch(
-    client: MlflowClient, version: ModelVersion, registration: Entry, scratch: Path
-) -> tuple[Path | None, list[Finding]]:
-    from mlflow.exceptions import MlflowException
-
+def _fetch(records: Records, version: Version, registration: Entry, scratch: Path) -> tuple[Path | None, list[Finding]]:
     name, run_id = f"{version.name}/{version.version}", registration.body["mlflow_run_id"]
     try:
-        stage = client.get_run(run_id).info.lifecycle_stage
-    except MlflowException as error:
-        return None, [Finding("run_deleted", name, f"its MLflow run {run_id} is gone: {str(error).splitlines()[0]}")]
+        stage = records.run(run_id).stage
+    except InputError as error:
+        return None, [Finding("run_deleted", name, f"its {error}")]
     found = []
-    if stage != "active":
+    if stage != ACTIVE:
         detail = f"its MLflow run {run_id} was deleted; bring it back with: mlflow runs restore --run-id {run_id}"
         found.append(Finding("run_deleted", name, detail))
     try:
-        return Path(client.download_artifacts(run_id, registry.EVIDENCE_FOLDER, str(scratch))), found
-    except (MlflowException, OSError) as error:
-        return None, [*found, Finding("evidence_missing", name, f"its evidence can not be had: {str(error).splitlines()[0]}")]
+        return records.evidence(run_id, "", scratch), found
+    except InputError as error:
+        return None, [*found, Finding("evidence_missing", name, str(error))]
 
 
 def _files_findings(held: Held) -> list[Finding]:
@@ -184,13 +186,11 @@ def _changed_evidence(held: Held) -> Iterator[Finding]:
 
 
 def _changed_model(held: Held) -> Iterator[Finding]:
-    from mlflow.exceptions import MlflowException
-
     assert held.files is not None
     try:
-        there = model_files(f"models:/{held.version.name}/{held.version.version}")
-    except (MlflowException, OSError) as error:
-        yield held.finding("model_changed", f"its model can not be had: {str(error).splitlines()[0]}")
+        there = held.records.model_files(held.version)
+    except InputError as error:
+        yield held.finding("model_changed", str(error))
         return
     yield from _differing(held, "model_changed", "model", held.files["model"], there)
 
@@ -200,6 +200,14 @@ def _differing(held: Held, name: str, place: str, registered: Mapping[str, str],
         if registered.get(file) != there.get(file):
             how = "is missing" if file not in there else "was added" if file not in registered else "was changed"
             yield held.finding(name, f"{place}/{file} {how} since it was registered")
+
+
+def _form(held: Held) -> Iterator[Finding]:
+    """Whether the evidence is of the published form; the first form had no schema."""
+    bundle = held.sound_json(BUNDLE)
+    if bundle is not None and bundle["schema"] >= SCHEMA:
+        for fault in faults(bundle):
+            yield held.finding("evidence_form", f"evidence/{BUNDLE} is not as its schema says: {fault}")
 
 
 def _changed_version(held: Held) -> Iterator[Finding]:
@@ -232,14 +240,12 @@ def _copied_from(promotion: Entry) -> str:
 
 
 def _changed_run(held: Held) -> Iterator[Finding]:
-    from mlflow.exceptions import MlflowException
-
     given = held.sound_json(REGISTERED)
     if given is None:
         return
-    with suppress(MlflowException):  # a run that is gone was told of
-        data = held.client.get_run(held.registration.body["mlflow_run_id"]).data
-        for kind, registered, there in (("metric", given["metrics"], data.metrics), ("param", given["params"], data.params)):
+    with suppress(InputError):  # a run that is gone was told of
+        run = held.records.run(held.registration.body["mlflow_run_id"])
+        for kind, registered, there in (("metric", given["metrics"], run.metrics), ("param", given["params"], run.params)):
             for name in sorted(registered.keys() | there.keys()):
                 if registered.get(name) != there.get(name):
                     told = f"{kind} {name} is {there.get(name)}; registered was {registered.get(name)}"
@@ -248,7 +254,7 @@ def _changed_run(held: Held) -> Iterator[Finding]:
 
 def _recomputed(held: Held) -> tuple[dict[str, Any] | None, list[Finding]]:
     """The facts that were registered, with every figure computed from the predictions that lie there."""
-    bundle = held.sound_json("evidence.json")
+    bundle = held.sound_json(BUNDLE)
     if bundle is None or held.evidence is None or not (held.evidence / _PREDICTIONS).is_file():
         return None, []
     settings = EvaluateParams.model_validate(bundle["params"]["evaluate"])
@@ -304,7 +310,7 @@ def _unlike(registered: Any, fresh: Any, place: str) -> Iterator[str]:
         yield place
 
 
-def _decisions(held: Held, facts: dict[str, Any] | None, policy: Policy | None, params: Params) -> Iterator[Finding]:
+def _decisions(held: Held, facts: dict[str, Any] | None, policy: Policy | None) -> Iterator[Finding]:
     """The gates of the decision that counts, judged again by its own policy; what was written of it into the evidence."""
     if held.promotion is None:
         told = recorded.decisions(held.entries, held.key)
@@ -331,7 +337,7 @@ def _decisions(held: Held, facts: dict[str, Any] | None, policy: Policy | None, 
         )
         yield held.finding("policy_changed", detail)
     if facts is not None:
-        yield from _gates(held, decision, then, facts, params)
+        yield from _gates(held, decision, then, facts)
 
 
 def _unfounded(held: Held, promotion: Entry, decision: Entry) -> str | None:
@@ -355,7 +361,7 @@ def _decision_file(held: Held) -> Iterator[Finding]:
     of_pipeline = recorded.decisions(held.entries, held.key, recorded.PIPELINE)
     if not of_pipeline or held.evidence is None:
         return
-    path, expected = held.evidence / DECISION_FILE, decision_told(held.client, held.entries, of_pipeline[-1])
+    path, expected = held.evidence / DECISION_FILE, decision_told(held.records, held.entries, of_pipeline[-1])
     try:
         there = read_json(path)
     except InputError:
@@ -369,15 +375,13 @@ def _decision_file(held: Held) -> Iterator[Finding]:
         )
 
 
-def _gates(held: Held, decision: Entry, policy: Policy, facts: dict[str, Any], params: Params) -> Iterator[Finding]:
-    from mlflow.exceptions import MlflowException
-
+def _gates(held: Held, decision: Entry, policy: Policy, facts: dict[str, Any]) -> Iterator[Finding]:
     on = datetime.datetime.fromisoformat(decision.at).date()
     then = held.entries[: decision.body["seen"]]
     try:
-        case = _case(held, decision, facts, params)
-        fresh = {gate.name: gate.to_dict() for gate in gates_of(held.client, then, case, policy, on)}
-    except (InputError, MlflowException, OSError) as error:
+        case = _case(held, decision, facts)
+        fresh = {gate.name: gate.to_dict() for gate in gates_of(held.records, then, case, policy, on)}
+    except (InputError, OSError) as error:
         yield held.finding("gates_unknown", f"its gates can not be judged again: {str(error).splitlines()[0]}")
         return
     for gate in decision.body["gates"]:
@@ -388,7 +392,7 @@ def _gates(held: Held, decision: Entry, policy: Policy, facts: dict[str, Any], p
             yield held.finding("gate_differs", f"gate {gate['name']}, judged again by entry {decision.number}'s policy: {told}")
 
 
-def _case(held: Held, decision: Entry, facts: dict[str, Any], params: Params) -> Case:
+def _case(held: Held, decision: Entry, facts: dict[str, Any]) -> Case:
     candidate = decision.body["candidate"]
     return Case(
         model=candidate["name"],
@@ -397,11 +401,11 @@ def _case(held: Held, decision: Entry, facts: dict[str, Any], params: Params) ->
         mlflow_run_id=candidate["mlflow_run_id"],
         facts=facts,
         commit=decision.body["commit"],
-        comparison=_comparison(held, decision, facts, params),
+        comparison=_comparison(held, decision, facts),
     )
 
 
-def _comparison(held: Held, decision: Entry, facts: dict[str, Any], params: Params) -> Mapping[str, Any] | None:
+def _comparison(held: Held, decision: Entry, facts: dict[str, Any]) -> Mapping[str, Any] | None:
     """The comparison that a decision rests on, its difference computed again of what both said."""
     import pandas as pd
 
@@ -417,19 +421,16 @@ def _comparison(held: Held, decision: Entry, facts: dict[str, Any], params: Para
         ours = ours[ours["image_id"].isin(theirs["image_id"]) & (ours["split"] == "test")]
         return {**said, "difference": paired_difference(ours, theirs, facts["model"]["classes"], **_how(facts))}
     if decision.body["by"] == recorded.PERSON:
-        candidate = held.client.get_model_version(
-            decision.body["candidate"]["name"], str(decision.body["candidate"]["version"])
-        )
-        return compared_again(said["champion"], candidate, facts, params)
+        named = decision.body["candidate"]
+        candidate = version_named(held.records, named["name"], named["version"])
+        return compared_again(said["champion"], candidate, facts, held.records)
     return said  # the run was made again with another champion: what the old one said is not kept
 
 
-def compared_again(
-    champion: Mapping[str, Any], version: ModelVersion, facts: Mapping[str, Any], params: Params
-) -> dict[str, Any]:
+def compared_again(champion: Mapping[str, Any], version: Version, facts: Mapping[str, Any], records: Records) -> dict[str, Any]:
     """A comparison from the evidence of both, on the test images that both have judged and neither was made with."""
     from dermaflow.metrics import paired_difference
-    from pipelines.comparison import common_tests, open_side
+    from pipelines.comparison import common_tests, side_of
 
     told: dict[str, Any] = {
         "champion": dict(champion),
@@ -441,8 +442,8 @@ def compared_again(
         "undefined": None,
     }
     with tempfile.TemporaryDirectory() as scratch:
-        names = (f"{champion['name']}/{champion['version']}", f"{version.name}/{version.version}")
-        theirs, ours = (open_side(name, params, Path(scratch, str(number))) for number, name in enumerate(names))
+        both = version_named(records, champion["name"], champion["version"]), version
+        theirs, ours = (side_of(records, each, Path(scratch, str(number))) for number, each in enumerate(both))
         common = common_tests(theirs, ours)
         if common.undefined:
             return {**told, "undefined": common.undefined}

@@ -19,6 +19,7 @@ from dermaflow.errors import InputError
 from dermaflow.ledger import Entry, HeadMovedError, Ledger
 from dermaflow.params import PromoteParams, RegisterParams
 from dermaflow.policy import Policy, policy_digest
+from dermaflow.records import Records, Registered, Version, made_for
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -144,7 +145,7 @@ def weigh(
         approved = [name for name in approved if name != recorded.requester(entries, case.key)]
     test_set = case.facts["splits"]["test_set"]["digest"]
     looks = recorded.looks_at(entries, test_set)
-    gates = gates_of(client, entries, case, policy, datetime.datetime.now(datetime.UTC).date())
+    gates = gates_of(Registered(client), entries, case, policy, datetime.datetime.now(datetime.UTC).date())
     same = in_use is not None and in_use.body["candidate"]["key"] == case.key
     return {
         "decided": _decided(mode, gates, same=same, approved=len(approved) >= policy.approvals),
@@ -170,10 +171,10 @@ def weigh(
     }
 
 
-def gates_of(client: MlflowClient, entries: Sequence[Entry], case: Case, policy: Policy, on: datetime.date) -> list[Gate]:
+def gates_of(records: Records, entries: Sequence[Entry], case: Case, policy: Policy, on: datetime.date) -> list[Gate]:
     """Every gate, by what the ledger held and on what day it was."""
     looks = recorded.looks_at(entries, case.facts["splits"]["test_set"]["digest"])
-    tested = _tested_before(client, case, entries)
+    tested = _tested_before(records, case, entries)
     waived = recorded.waivers(entries, case.key, on)
     return judge(case.facts, case.commit, case.comparison, tested, looks, policy, waived)
 
@@ -211,7 +212,7 @@ def carry_out(client: MlflowClient, ledger: Ledger, case: Case, decision: Entry,
 def write_decision(client: MlflowClient, ledger: Ledger, entry: Entry) -> dict[str, Any]:
     """Write what the ledger says of the pipeline's decision on a candidate to its version's tag and into its evidence."""
     entries = ledger.entries()
-    decision, candidate = decision_told(client, entries, entry), entry.body["candidate"]
+    decision, candidate = decision_told(Registered(client), entries, entry), entry.body["candidate"]
     registration = recorded.registration_of(entries, candidate["key"])
     made = None if registration is None else moves.version_made_for(client, candidate["name"], registration)
     number = candidate["version"] if made is None else made.version  # another, where that one was deleted and made again
@@ -220,11 +221,11 @@ def write_decision(client: MlflowClient, ledger: Ledger, entry: Entry) -> dict[s
     return decision
 
 
-def decision_told(client: MlflowClient, entries: Sequence[Entry], entry: Entry) -> dict[str, Any]:
+def decision_told(records: Records, entries: Sequence[Entry], entry: Entry) -> dict[str, Any]:
     """The content of decision.json, of a decision in the ledger and of what came of it."""
     promotion = next((found for found in entries if found.kind == "promotion" and found.body["decision"] == entry.number), None)
     body = {name: value for name, value in entry.body.items() if name not in ("decided", "key")}
-    after = None if promotion is None else moves.version_made_for(client, registry.PRODUCTION_MODEL, promotion)
+    after = None if promotion is None else made_for(records, registry.PRODUCTION_MODEL, promotion)
     return {
         "outcome": recorded.outcome_of(entries, entry),
         **body,
@@ -247,27 +248,25 @@ def _decided(mode: str, gates: list[Gate], *, same: bool, approved: bool) -> str
     return "would_promote" if mode == "dry_run" else "promote"
 
 
-def _tested_before(client: MlflowClient, case: Case, entries: Sequence[Entry]) -> dict[str, int]:
+def _tested_before(records: Records, case: Case, entries: Sequence[Entry]) -> dict[str, int]:
     """Images of the candidate's train and validation parts that were in test of a registered version, by that version.
 
     Random splits have no test set that counts. Each test set holds the earlier ones, so that equal digests are read once.
     Only versions count that the ledger knew: a decision can be recomputed later.
     """
     known = {str(entry.number) for entry in entries if entry.kind == "registration"}
-    versions = client.search_model_versions(f"name = '{case.model}'")
     digests = {
         version.tags.get(TEST_SET_TAG): version
-        for version in sorted(versions, key=lambda version: int(version.version))
+        for version in records.versions(case.model)
         if version.tags.get(moves.ENTRY_TAG) in known
     }
     found: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        place = f"{registry.EVIDENCE_FOLDER}/splits"
-        ours = contracts.read_splits(Path(client.download_artifacts(case.mlflow_run_id, place, scratch)))
+        ours = contracts.read_splits(records.evidence(case.mlflow_run_id, "splits", Path(scratch, "ours")))
         for number, (digest, version) in enumerate(digests.items()):
             if digest is None or digest == "none":
                 continue
-            tests = contracts.read_test_sets(registry.evidence(client, version, "splits", Path(scratch, str(number))))
+            tests = contracts.read_test_sets(records.evidence(version.run_id, "splits", Path(scratch, str(number))))
             seen = int(contracts.seen_before(tests, ours).sum())
             if seen:
                 found[f"{version.name} version {version.version}"] = seen
@@ -284,5 +283,5 @@ def _waived(facts: Mapping[str, Any], policy: Policy, gates: Sequence[Gate]) -> 
     return [*by_policy, *(gate.name for gate in gates if gate.verdict == "waived")]
 
 
-def _told(version: ModelVersion | None) -> dict[str, Any] | None:
+def _told(version: Version | None) -> dict[str, Any] | None:
     return None if version is None else {"name": version.name, "version": int(version.version)}

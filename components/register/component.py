@@ -26,6 +26,8 @@ def register(
     source_digest: str,
     pipeline_digest: str,
     commit: str,
+    job_id: str,
+    images: str,
     registration: dsl.Output[dsl.Artifact],
     out_of_fold: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
@@ -39,6 +41,9 @@ def register(
     with step("register"):
         of_data = (dataset, report, splits_report, masks_and_plan_report, predictions_report, masks, splits, plan)
         folders = [Path(item.path) for item in (*of_data, model, evaluation, selection, comparison, explanation)]
-        told = (params, run_id, source_digest, pipeline_digest, commit, tuple(Path(item.path) for item in out_of_fold or ()))
-        info = core.register(core.Evidence(*folders, *told), RegisterParams.from_json(register), Path(registration.path))
+        told = (params, run_id, source_digest, pipeline_digest, commit)
+        pooled = tuple(Path(item.path) for item in out_of_fold or ())
+        info = core.register(
+            core.Evidence(*folders, *told, pooled, job_id, images), RegisterParams.from_json(register), Path(registration.path)
+        )
         registration.metadata.update(model=info["model"], version=info["version"])

@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import components
 import dermaflow
+from components.register import origins
+from components.register.bundle import SCHEMA, checked
 from components.register.card import model_card
 from dermaflow import contracts, registry
 from dermaflow.access import open_ledger, open_registry
-from dermaflow.artifacts import bytes_digest, file_digest, json_digest, new_artifact, open_artifact, read_json, write_json
+from dermaflow.artifacts import (
+    ARTIFACT_FILE,
+    bytes_digest,
+    file_digest,
+    json_digest,
+    new_artifact,
+    open_artifact,
+    read_json,
+    write_json,
+)
 from dermaflow.champion import ENTRY_TAG, the_one_that_counts, version_made_for
 from dermaflow.dataset import Dataset
 from dermaflow.ledger import Entry, Ledger
+from dermaflow.limits import limits
 from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams, SplitParams, flat
 from dermaflow.recorded import first_with_key, looks_at, registration_of
+from dermaflow.records import files_of, model_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+BUNDLE = "evidence.json"  # by components/register/evidence.schema.json
 FILES = "files.json"  # digest of every file of evidence and model; the ledger keeps its own
 REGISTERED = "registered.json"  # what the version and its run were given: tags, description, metrics, parameters
-_NOT_THE_MODELS = ("__pycache__", "registered_model_meta")  # what Python and MLflow write into a model's folder that they read
 
 
 @dataclass(frozen=True)
 class Evidence:
     """The artifacts of a run that speak for its candidate, and how the run was asked for.
 
-    `out_of_fold` are the Evaluation artifacts of all architectures' folds; empty where there were none.
+    `out_of_fold` are the Evaluation artifacts of all architectures' folds; empty where there were none. `job_id` is the run's
+    on Kubeflow, `images` JSON of each step's container image by digest; empty where there are none.
     """
 
     dataset: Path
@@ -56,6 +70,13 @@ class Evidence:
     pipeline_digest: str
     commit: str
     out_of_fold: tuple[Path, ...] = ()
+    job_id: str = ""
+    images: str = ""
+
+    @property
+    def artifacts(self) -> dict[str, Path]:
+        """Every artifact that speaks for the candidate, by its name here."""
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.type == "Path"}
 
 
 def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: Ledger | None = None) -> dict[str, Any]:
@@ -192,25 +213,30 @@ def gather_facts(evidence: Evidence) -> dict[str, Any]:
         "plan_digest": open_artifact(evidence.plan, contracts.PLAN).digest,
         "masks": {key: masks.get(key) for key in ("algorithm", "mean_dice", "mean_dice_over_classes", "fallback_share")},
         "model": {
-            key: model[key]
-            for key in (
-                "weights",
-                "weights_digest",
-                "parameters",
-                "image_size",
-                "channels",
-                "masks",
-                "classes",
-                "input",
-                "output",
-                *("kept_epochs", "epochs", "dropout", "learning_rate", "tuned_from", "temperature"),
-                *("mixup_space", "device", "environment", "training_key", "run"),
-            )
+            "file_digest": open_artifact(evidence.model, contracts.MODEL).files["model.keras"],
+            "artifact": open_artifact(evidence.model, contracts.MODEL).digest,
+            **{
+                key: model[key]
+                for key in (
+                    "weights",
+                    "weights_digest",
+                    "parameters",
+                    "image_size",
+                    "channels",
+                    "masks",
+                    "classes",
+                    "input",
+                    "output",
+                    *("kept_epochs", "epochs", "dropout", "learning_rate", "tuned_from", "temperature"),
+                    *("mixup_space", "device", "environment", "training_key", "run"),
+                )
+            },
         },
         "data_validation": _data_validation(evidence),
         "validation": metrics["validation"],
         "test": metrics["test"],
         "thresholds": metrics["thresholds"],
+        "least_lesions": metrics["least_lesions"],
         "predictions_digest": open_artifact(evidence.evaluation, contracts.EVALUATION).files["predictions.parquet"],
         "out_of_fold": None if pooled is None else _out_of_fold(pooled),
         "selection": contracts.read_info(evidence.selection, contracts.SELECTION),
@@ -264,6 +290,7 @@ def _key(facts: dict[str, Any]) -> str:
             "splits": facts["splits"]["digest"],
             "weights": facts["model"]["weights_digest"],
             "suite": facts["data_validation"]["suite_digest"],
+            "schema": SCHEMA,
         }
     )
 
@@ -272,18 +299,7 @@ def _store(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], para
     """Store model and evidence in a new MLflow run; what the ledger is to say of them."""
     import mlflow
 
-    bundle = {
-        "schema": 1,
-        **facts,
-        "intended_use": params.intended_use,
-        "licence": facts["data"]["licence"],
-        "params": json.loads(evidence.params),
-        "run_id": evidence.run_id,
-        "source_digest": evidence.source_digest,
-        "pipeline_digest": evidence.pipeline_digest,
-        "git": json.loads(evidence.commit),
-        "environment": environment(),
-    }
+    bundle = checked(_bundle(evidence, facts, params))
     given = {
         "tags": _tags(bundle),
         "description": model_card(bundle),
@@ -320,6 +336,38 @@ def _store(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], para
     }
 
 
+def _bundle(evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -> dict[str, Any]:
+    """The evidence bundle (components/register/bundle.py says what each field is)."""
+    given, model = json.loads(evidence.params), facts["model"]
+    per_class = facts["test"]["per_class"].values()
+    return {
+        "schema": SCHEMA,
+        **facts,
+        "intended_use": params.intended_use,
+        "limits": limits(
+            synthetic=facts["synthetic"],
+            classes=len(model["classes"]),
+            fewest_lesions=min(values["n_lesions"] for values in per_class),
+        ),
+        "licence": facts["data"]["licence"],
+        "params": given,
+        "seeds": origins.seeds(flat(given)),
+        "run_id": evidence.run_id,
+        "kfp_run_id": origins.kubeflow_run(evidence.run_id, evidence.job_id),
+        "source_digest": evidence.source_digest or None,
+        "pipeline_digest": evidence.pipeline_digest or None,
+        "compiled_pipeline_digest": None,
+        "git": json.loads(evidence.commit),
+        "lock": origins.locked(origins.LOCK),
+        "dvc_lock": origins.locked(origins.DVC_LOCK),
+        "images": origins.images_of(evidence.images),
+        "environment": environment(),
+        "fingerprint": origins.fingerprint(model["device"], model["environment"]),
+        "steps": origins.steps(evidence.run_id, facts["architecture"], model["device"]),
+        "artifacts": {name: read_json(path / ARTIFACT_FILE)["digest"] for name, path in evidence.artifacts.items()},
+    }
+
+
 def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
     import mlflow
 
@@ -334,20 +382,6 @@ def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
         pip_requirements=_requirements(bundle["environment"]["libraries"]),
         signature=signature(bundle["model"]["classes"]),
     )
-
-
-def model_files(uri: str) -> dict[str, str]:
-    """Digest of each file of a stored model, by its place in the model's folder."""
-    import mlflow
-
-    with tempfile.TemporaryDirectory() as scratch:
-        return files_of(Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch)))
-
-
-def files_of(folder: Path) -> dict[str, str]:
-    """Digest of each file below a folder, by its place there."""
-    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name.as_posix(): file_digest(path) for name, path in names.items() if not set(name.parts) & set(_NOT_THE_MODELS)}
 
 
 def _log_evidence(evidence: Evidence, bundle: dict[str, Any], given: dict[str, Any], model: dict[str, str]) -> str:
@@ -368,7 +402,7 @@ def _log_evidence(evidence: Evidence, bundle: dict[str, Any], given: dict[str, A
     for name, path in single.items():
         mlflow.log_artifact(str(path), f"{folder}/{name}")
     with tempfile.TemporaryDirectory() as scratch:
-        for name, value in (("evidence.json", bundle), (REGISTERED, given)):
+        for name, value in ((BUNDLE, bundle), (REGISTERED, given)):
             write_json(Path(scratch, name), value)
             files[name] = file_digest(Path(scratch, name))
         write_json(Path(scratch, FILES), {"evidence": files, "model": model})

@@ -18,6 +18,7 @@ from dermaflow.artifacts import ARTIFACT_FILE, open_artifact, read_json
 from dermaflow.classes import CLASS_TITLES
 from dermaflow.dataset import GLIMPSES, REJECTS_SHOWN, Dataset
 from dermaflow.figures import SUBGROUPS
+from dermaflow.limits import limits
 
 DX_TYPES = {
     "histo": "histopathology",
@@ -123,6 +124,7 @@ def gather(run: Run) -> Info:
         "decision": decision,
         "digests": _digests(run, dataset, splits, registration),
         "artifacts": _artifacts(run),
+        "limits": _limits(dataset, candidate),
         "picture": run.picture,
     }
 
@@ -196,6 +198,15 @@ def _banners(
             f"Waived, by the policy or by a person: {', '.join(decision['waived'])}. The reasons stand under Decision."
         )
     return banners
+
+
+def _limits(dataset: Dataset | None, candidate: Info | None) -> list[str]:
+    judged = [] if candidate is None else [values["n_lesions"] for values in candidate["test"]["per_class"].values()]
+    return limits(
+        synthetic=dataset is not None and dataset.synthetic,
+        classes=None if dataset is None else len(dataset.classes),
+        fewest_lesions=min(judged, default=None),
+    )
 
 
 def _rejects(dataset: Dataset | None) -> Info | None:

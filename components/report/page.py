@@ -12,6 +12,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dermaflow.artifacts import file_digest, json_digest
+
 _PASSWORD = re.compile(r"(://[^/@\s:]*:)[^/@\s]+@")
 
 
@@ -36,6 +38,11 @@ def render(template: str, facts: dict[str, Any]) -> str:
     return environment.get_template(template).render(facts)
 
 
+def template_digest() -> str:
+    """Digest of all templates: what pages were made with; those of other templates can not be compared byte for byte."""
+    return json_digest({path.name: file_digest(path) for path in sorted(Path(__file__).parent.glob("*.jinja"))})
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 8.0 s, 2 min 45 s, 1 h 3 min."""
     if seconds < 60:
@@ -46,4 +53,9 @@ def duration(seconds: float) -> str:
 
 def pretty(value: Any) -> str:
     """A JSON value for reading, without the passwords that addresses of servers may hold."""
-    return _PASSWORD.sub(r"\1***@", json.dumps(value, indent=2))
+    return without_passwords(json.dumps(value, indent=2))
+
+
+def without_passwords(text: str) -> str:
+    """A text without the passwords that addresses of servers in it may hold."""
+    return _PASSWORD.sub(r"\1***@", text)

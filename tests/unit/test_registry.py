@@ -38,7 +38,9 @@ def settings(tmp_path: Path, new_registry: Path) -> RegisterParams:
 
 @pytest.fixture
 def evidence(finished_evidence: Evidence) -> Evidence:
-    return replace(finished_evidence, run_id="a-run", source_digest="sha256:1", pipeline_digest="sha256:0", commit=COMMIT)
+    return replace(
+        finished_evidence, run_id="a-run", source_digest=f"sha256:{1:064x}", pipeline_digest=f"sha256:{0:064x}", commit=COMMIT
+    )
 
 
 @pytest.fixture
@@ -183,7 +185,7 @@ def with_sides_swapped(evidence: Evidence, target: Path, count: int) -> Evidence
         tests.iloc[count:].to_parquet(folder / "test_sets.parquet")
         info = contracts.read_info(evidence.splits, contracts.SPLITS)
         info["test_set"]["digest"] = contracts.test_set_digest(tests.iloc[count:], 1)
-        write_json(folder / "splits.json", {**info, "digest": "sha256:swapped"})
+        write_json(folder / "splits.json", {**info, "digest": f"sha256:{9:064x}"})
     return replace(evidence, splits=target)
 
 
