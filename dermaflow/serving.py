@@ -19,6 +19,10 @@ from mlflow.pyfunc import PythonModel
 from mlflow.types import ColSpec, DataType, Schema
 
 IMAGE = "image"  # the input's one column
+CODE = (  # what a served model imports beside this package, from the project's root on; it travels with the model
+    *("components/__init__.py", "components/ingest/__init__.py", "components/ingest/decode.py", "components/ingest/scratch.py"),
+    *("components/segment/__init__.py", "components/segment/kmeans_mask.py"),
+)
 _TOGETHER = 32  # images in the network at once
 
 

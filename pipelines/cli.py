@@ -414,6 +414,13 @@ def verify(
     repair: Annotated[
         bool, typer.Option("--repair", help="Let the registry follow the ledger where a move was cut short or made by hand.")
     ] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Let each model answer its test images again.")] = False,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Run the pipeline again from the version's commit, data and parameters.")
+    ] = False,
+    data: Annotated[
+        str | None, typer.Option(metavar="SOURCE", help="Where the images for --replay, --rebuild lie now, if elsewhere.")
+    ] = None,
     profile: Profile = "default",
     overrides: Sets = None,
     as_json: Json = False,
@@ -423,13 +430,25 @@ def verify(
     Digests of all files, tags and metrics, figures from the stored predictions, gates from those figures, aliases. Of a
     dossier's folder (dermaflow audit) the same, offline, by what lies in it.
     """
+    from functools import partial
+
     from pipelines import audit as dossiers
+    from pipelines import replay as making
     from pipelines.verification import verify as work
 
+    if data is not None and not (replay or rebuild):
+        raise InputError("--data says where the images for --replay or --rebuild lie: give one of them too")
     if any(dossiers.is_folder(model) for model in models or ()):
+        if replay or rebuild:
+            raise InputError("--replay and --rebuild need the model and its run, which a dossier does not hold: name a version")
         result = dossiers.verify_named(models or (), anchor, every=every, repair=repair)
     else:
-        result = work(models or (), load_params(profile, overrides or ()), anchor=anchor, every=every, repair=repair)
+        make_again = [
+            partial(make, data=data) for make, wanted in ((making.replay, replay), (making.rebuild, rebuild)) if wanted
+        ]
+        params = load_params(profile, overrides or ())
+        with show.Bar("verifying") as bar, told_to(bar.on_event):
+            result = work(models or (), params, anchor=anchor, every=every, repair=repair, make_again=make_again)
     if as_json:
         show.print_json(result.to_dict())
     else:

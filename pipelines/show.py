@@ -421,6 +421,8 @@ def verified(result: dict[str, Any]) -> None:
     _findings(result["findings"])
     for item in result["mended"]:
         out.print(f"[green]mended[/] {item['name']}, {escape(item['where'])}: {escape(item['mend'] or '')}")
+    for item in result["again"]:
+        out.print(f"{item['version']}: {escape(item['says'])}")
     ledger, versions = result["ledger"], ", ".join(result["versions"]) or "none"
     anchored = f", in line with {result['anchor']}" if result["anchor"] and result["ok"] else ""
     out.print(

@@ -5,8 +5,8 @@ The ledger decides: nothing is mended by what MLflow says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,12 @@ from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
 from dermaflow.records import Records, Registered, Version, made_for, version_with
 from pipelines.judging import registered_version
+from pipelines.replay import Again
 from pipelines.version_checks import Finding, check_version, origin
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
 ALIASES = {registry.PRODUCTION_MODEL: registry.CHAMPION, registry.CANDIDATE_MODEL: registry.CHALLENGER}
 MODELS = tuple(ALIASES)
@@ -39,6 +41,7 @@ class Verified:
     place: where the ledger lies; head: of the chain as far as it is sound.
     versions: those that were looked at one by one.
     mended: findings that are gone since `--repair`.
+    again: what was made again, by `--replay` or `--rebuild`.
     """
 
     place: str
@@ -48,6 +51,7 @@ class Verified:
     versions: list[str]
     findings: list[Finding]
     mended: list[Finding]
+    again: list[Again] = field(default_factory=list)
 
     @property
     def ok(self) -> bool:
@@ -63,11 +67,18 @@ class Verified:
             "versions": self.versions,
             "findings": [finding.to_dict() for finding in self.findings],
             "mended": [finding.to_dict() for finding in self.mended],
+            "again": [made.to_dict() for made in self.again],
         }
 
 
 def verify(
-    models: Sequence[str], params: Params, *, anchor: Path | None = None, every: bool = False, repair: bool = False
+    models: Sequence[str],
+    params: Params,
+    *,
+    anchor: Path | None = None,
+    every: bool = False,
+    repair: bool = False,
+    make_again: Sequence[Callable[[MlflowClient, ModelVersion], Again]] = (),
 ) -> Verified:
     """Check ledger, registry and versions; with `repair`, let the registry follow the ledger first where it was cut short.
 
@@ -76,6 +87,7 @@ def verify(
     models: NAME@ALIAS or NAME/VERSION; none: the champion and the challenger.
     anchor: a file that holds an earlier head of the ledger.
     every: look at every version of both models.
+    make_again: `pipelines.replay.replay` and `rebuild`, with the place of the images; done to each version that is looked at.
 
     Raises
     ------
@@ -84,12 +96,13 @@ def verify(
     """
     client, ledger = open_registry(params.register_.tracking_uri), open_ledger(params.register_)
     found = _verified(client, ledger, models, params, anchor, every=every)
-    if not repair or not any(finding.mend for finding in found.findings):
-        return found
-    _repair(client, ledger, [finding for finding in found.findings if finding.mend])
-    after = _verified(client, ledger, models, params, anchor, every=every)
-    mended = [finding for finding in found.findings if finding not in after.findings]
-    return Verified(**{**vars(after), "mended": mended})
+    if repair and any(finding.mend for finding in found.findings):
+        _repair(client, ledger, [finding for finding in found.findings if finding.mend])
+        after = _verified(client, ledger, models, params, anchor, every=every)
+        found = replace(after, mended=[finding for finding in found.findings if finding not in after.findings])
+    versions = [client.get_model_version(*name.split("/")) for name in found.versions]
+    again = [make(client, version) for version in versions for make in make_again]
+    return replace(found, again=again, findings=found.findings + [finding for made in again for finding in made.findings])
 
 
 def _verified(

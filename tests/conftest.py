@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
 import re
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,13 +28,17 @@ _TAKES_FINISHED = re.compile(
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes share the tests: a module's stay together, and so do all modules that read the finished run."""
+    """Where several processes share the tests: those of a module stay together, and those of a folder with the finished run.
+
+    The first of these folders makes the run, while other processes have other things to do; the later ones find it.
+    """
     from xdist.scheduler import LoadFileScheduling
 
     class Together(LoadFileScheduling):  # not groups by xdist_group: xdist 3.8 loses them with pytest 9.2
         def _split_scope(self, nodeid: str) -> str:
             file = super()._split_scope(nodeid)
-            return "finished" if _TAKES_FINISHED.search((ROOT / file).read_text()) else file
+            takes = _TAKES_FINISHED.search((ROOT / file).read_text())
+            return f"finished, {Path(file).parent}" if takes else file
 
     return Together(config, log)
 
@@ -57,10 +65,25 @@ def workspace(tmp_path: Path, phantoms: Path) -> Workspace:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> tuple[Workspace, dict[str, Any]]:
     """A working folder in which the whole pipeline has run, and what the command printed as JSON."""
-    made = make_workspace(tmp_path_factory.mktemp("finished") / "workspace")
-    (made.path / "data").mkdir()
-    (made.path / "data" / "phantom").symlink_to(phantoms)
-    return made, made.json("run", "--profile", "phantom", *sets(*TINY))
+    with _once_for_all(tmp_path_factory, "finished") as folder:
+        made, told = Workspace(folder / "workspace"), folder / "told.json"
+        if not told.exists():
+            make_workspace(made.path)
+            (made.path / "data").mkdir()
+            shutil.copytree(phantoms, made.path / "data" / "phantom")
+            told.write_text(json.dumps(made.json("run", "--profile", "phantom", *sets(*TINY))))
+    return made, json.loads(told.read_text())
+
+
+@contextmanager
+def _once_for_all(factory: pytest.TempPathFactory, name: str) -> Iterator[Path]:
+    """A folder that all processes of this session share, for one of them at a time."""
+    own = factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield folder
 
 
 @pytest.fixture

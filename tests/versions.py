@@ -35,16 +35,7 @@ class Repository:
         """The project as it is in the working tree, without its history, under git; its environment is ours."""
         made = cls(path, server)
         server.make_bucket(BUCKET)
-        listed = subprocess.run(
-            ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
-            (path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, path / name)
+        copy_project(path)
         (path / ".venv").symlink_to(sys.prefix)
         made.run("git init --quiet && git add . && git commit --quiet --message start")
         return made
@@ -78,6 +69,15 @@ class Repository:
         before = self.objects()
         self.run("dvc push")
         return new_objects(before, self.objects())
+
+
+def copy_project(target: Path) -> None:
+    """The project as it is in the working tree, without its history."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in filter(lambda name: (ROOT / name).is_file(), listed.stdout.splitlines()):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
 
 
 def new_objects(before: dict[str, int], after: dict[str, int]) -> dict[str, int]:

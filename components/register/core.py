@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import components
 import dermaflow
 from components.register import origins
 from components.register.bundle import SCHEMA, checked
@@ -371,17 +371,21 @@ def _bundle(evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -
 def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
     import mlflow
 
-    from dermaflow.serving import LesionClassifier, signature
+    from dermaflow.serving import CODE, LesionClassifier, signature
 
-    params = bundle["params"]
-    return mlflow.pyfunc.log_model(
-        name="model",
-        python_model=LesionClassifier(params["segment"], params["data"]["max_pixels"]),
-        artifacts={"model": str(evidence.model)},
-        code_paths=[str(Path(dermaflow.__file__).parent), str(Path(components.__file__).parent)],
-        pip_requirements=_requirements(bundle["environment"]["libraries"]),
-        signature=signature(bundle["model"]["classes"]),
-    )
+    params, package = bundle["params"], Path(dermaflow.__file__).parent
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in CODE:
+            Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(package.parent / name, Path(scratch, name))
+        return mlflow.pyfunc.log_model(
+            name="model",
+            python_model=LesionClassifier(params["segment"], params["data"]["max_pixels"]),
+            artifacts={"model": str(evidence.model)},
+            code_paths=[str(package), *(str(path) for path in Path(scratch).iterdir())],
+            pip_requirements=_requirements(bundle["environment"]["libraries"]),
+            signature=signature(bundle["model"]["classes"]),
+        )
 
 
 def _log_evidence(evidence: Evidence, bundle: dict[str, Any], given: dict[str, Any], model: dict[str, str]) -> str:
