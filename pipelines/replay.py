@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 CLOSE = 1e-3  # of a logit, or of its thousandth where it is larger: processors add up in other orders; classes are units apart
 _PROFILE = "rebuild"
-_DATA = ("dataset", "masks", "splits", "plan")  # artifacts of the steps before training: the same bytes wherever they are made
+_DATA = ("masks", "splits", "plan")  # artifacts of the steps before training: the same bytes wherever they are made
 _ALONE = ("DERMAFLOW_LEDGER", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
@@ -140,20 +140,21 @@ def rebuild(client: MlflowClient, version: ModelVersion, data: str | None) -> Ag
 
 
 def _compared(version: ModelVersion, then: dict[str, Any], evidence: Path, now: dict[str, Any], its_evidence: Path) -> Again:
+    sides = [_data_digests(bundle) for bundle in (then, now)]
     found = [
-        ("rebuild_data", f"{name} came to {now['artifacts'][name]}, not {then['artifacts'][name]}")
-        for name in _DATA
-        if then["artifacts"][name] != now["artifacts"][name]
+        ("rebuild_data", f"{name} came to {made}, not {recorded}")
+        for name, recorded, made in zip(sides[0], sides[0].values(), sides[1].values(), strict=True)
+        if recorded != made
     ]
     if then["model"]["weights_digest"] == now["model"]["weights_digest"]:
         return _told(version, "made again: the same weights", found)
     if then["fingerprint"] == now["fingerprint"]:
         detail = f"on the same machine training came to weights {now['model']['weights_digest']}"
         return _told(version, "made again: other weights", [*found, ("rebuild_weights", detail)])
-    sides = [contracts.read_predictions(folder / "evaluation").query("split == @TEST") for folder in (its_evidence, evidence)]
+    answers = [contracts.read_predictions(folder / "evaluation").query("split == @TEST") for folder in (its_evidence, evidence)]
     how = {name: then["params"]["evaluate"][name] for name in ("bootstrap", "seed")}
     try:
-        difference = paired_difference(*_same_images(*sides), then["model"]["classes"], **how)
+        difference = paired_difference(*_same_images(*answers), then["model"]["classes"], **how)
     except InputError as error:
         return _told(version, "made again, and not comparable", [*found, ("rebuild_answers", str(error))])
     says = f"made again on another machine: balanced accuracy on test differs by {in_words(difference)}"
@@ -161,6 +162,12 @@ def _compared(version: ModelVersion, then: dict[str, Any], evidence: Path, now: 
     if low is None or high is None or not low <= 0 <= high:
         found.append(("rebuild_answers", f"{says}, which does not include 0"))
     return _told(version, says, found)
+
+
+def _data_digests(bundle: dict[str, Any]) -> dict[str, str]:
+    """Of what the steps before training made. The Dataset artifact itself names its source, which may have moved."""
+    images = {f"dataset ({name})": bundle["data"][f"{name}_digest"] for name in ("content", "layout")}
+    return images | {name: bundle["artifacts"][name] for name in _DATA}
 
 
 def _same_images(a: pd.DataFrame, b: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
