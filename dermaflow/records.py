@@ -95,7 +95,7 @@ class Registered:
     def versions(self, model: str) -> Sequence[Version]:
         """Every version of a model, the first one first; read once."""
         if model not in self._versions:
-            with _collection_paused():
+            with collection_paused():
                 self._versions[model] = sorted(self._pages(model), key=lambda version: int(version.version))
         return self._versions[model]
 
@@ -165,8 +165,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Without Python's garbage collection: it looks at all that MLflow's database layer makes, again and again.
+def collection_paused() -> Iterator[None]:
+    """Without Python's garbage collection, while many versions are read: it looks at all that MLflow's database layer makes.
 
     Of 1,000 versions that is 37,000 objects, and more than half of the time; none of them is garbage.
     """

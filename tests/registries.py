@@ -127,6 +127,24 @@ class Registry:
         return self.folder / "mlartifacts" / run / "artifacts" / "evidence"
 
 
+def evidence_of(run: Path) -> Evidence:
+    """What the version of a finished run was registered with.
+
+    Parameters
+    ----------
+    run: its folder.
+    """
+    steps = {"dataset": "ingest/dataset", "report": "validate/report", "splits_report": "validate-splits/report",
+             "masks_and_plan_report": "validate-masks-and-plan/report",
+             "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
+             "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
+             "selection": "select/selection", "comparison": "compare/comparison",
+             "explanation": "explain/explanation"}  # fmt: skip
+    given = read_json(run / "request.json")["arguments"]
+    told = {name: given[name] for name in ("params", "source_digest", "pipeline_digest", "commit")}
+    return Evidence(**{name: run / place for name, place in steps.items()}, run_id=run.name, **told)
+
+
 def make_registry(empty: Path, target: Path, policy: Policy | None = None) -> Registry:
     """A registry without versions.
 
