@@ -22,6 +22,7 @@ import datetime
 import hashlib
 import io
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluate import CLASSES, predictions
-from measured import contestant, run, tell
+from measured import ROOT, contestant, run, tell
 
 from dermaflow.lineage import machine
 
@@ -301,6 +302,8 @@ def main() -> int:
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # as the command has it
+    sys.path.insert(0, str(ROOT))
     if options.contestant:
         contestant(CONTESTANTS[options.contestant](options.place))
         return 0
