@@ -192,3 +192,33 @@ def answering(evidence: Evidence, target: Path, right: float) -> Evidence:
         table.to_parquet(folder / "predictions.parquet")
         (folder / "metrics.json").write_text(json.dumps(metrics))
     return replace(evidence, evaluation=target)
+
+
+def findings_of_fresh(count: int, empty: Path, evidence: Evidence, scratch: Path) -> list[str]:
+    """What verify finds in so many fresh registries, in each of which a candidate was promoted, then a better one, then gone
+    back to the first, and a gate was waived: nothing, since nobody touched them.
+
+    Parameters
+    ----------
+    empty: as `make_registry` takes it.
+    evidence: of a finished run.
+    """
+    from pipelines.acting import roll_back, waive
+    from pipelines.verification import verify
+
+    found = []
+    first = replace(evidence, commit=COMMIT)
+    for number in range(count):
+        folder = scratch / str(number)
+        made = make_registry(empty, folder / "registry")
+        weak = replace(answering(first, folder / "weak", right=0.5 * number / count), run_id=f"weak-{number}")
+        better = replace(answering(first, folder / "better", right=1.0), run_id=f"better-{number}")
+        outcomes = [told["outcome"] for told in run_promotions(made, [weak, better], folder)]
+        assert outcomes == ["promoted", "promoted"]
+        waive("data_licence", "dermaflow-candidate/1", "as agreed", "2999-01-01", made.params())
+        roll_back(None, "to see whether it holds", made.params())
+        told = verify((), made.params(), every=True)
+        assert told.versions == ["dermaflow/1", "dermaflow/2", "dermaflow-candidate/1", "dermaflow-candidate/2"]
+        found += [f"{number}: {finding.name}, {finding.where}: {finding.detail}" for finding in told.findings]
+        shutil.rmtree(folder)
+    return found
