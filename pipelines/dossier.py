@@ -520,5 +520,7 @@ def _banners(dossier: Info) -> list[str]:
         {name.replace("_", " ") for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]}
     )
     if waived:
-        told.append(f"Waived, by the policy or by a person: {', '.join(waived)}. The reasons stand under the rules.")
+        told.append(
+            f"Waived, by the policy or by a person: {', '.join(waived).replace('_', ' ')}. The reasons stand under the rules."
+        )
     return told
