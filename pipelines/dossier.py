@@ -520,7 +520,9 @@ def _banners(dossier: Info) -> list[str]:
         {name.replace("_", " ") for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]}
     )
     if waived:
-        told.append(
-            f"Waived, by the policy or by a person: {', '.join(waived).replace('_', ' ')}. The reasons stand under the rules."
-        )
+        told.append(f"Waived, by the policy or by a person: {_spaced(waived)}. The reasons stand under the rules.")
     return told
+
+
+def _spaced(names: Sequence[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names)
