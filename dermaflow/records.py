@@ -90,25 +90,15 @@ class Registered:
 
     def __init__(self, client: MlflowClient) -> None:
         self.client = client
-        self._versions: dict[str, Sequence[Version]] = {}
+        self._found: dict[str, tuple[Mapping[str, str], Sequence[Version]]] = {}
 
     def versions(self, model: str) -> Sequence[Version]:
         """Every version of a model, the first one first; read once."""
-        if model not in self._versions:
-            with _collection_paused():
-                self._versions[model] = sorted(self._pages(model), key=lambda version: int(version.version))
-        return self._versions[model]
+        return self._read(model)[1]
 
     def aliases(self, model: str) -> Mapping[str, str]:
-        """The version that each alias points to; none of a model that is not there."""
-        from mlflow.exceptions import MlflowException
-
-        try:
-            return {name: str(at) for name, at in self.client.get_registered_model(model).aliases.items()}
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return {}
-            raise
+        """The version that each alias points to, as it was before the versions were read: each is among them."""
+        return self._read(model)[0]
 
     def run(self, run_id: str) -> Run:
         """A run of MLflow, deleted ones too as long as MLflow has them."""
@@ -140,6 +130,24 @@ class Registered:
         except (MlflowException, OSError) as error:
             raise InputError(f"its model can not be had: {_first_line(error)}") from error
 
+    def _read(self, model: str) -> tuple[Mapping[str, str], Sequence[Version]]:
+        if model not in self._found:
+            aliases = self._aliases(model)
+            with collection_paused():
+                versions = sorted(self._pages(model), key=lambda version: int(version.version))
+            self._found[model] = aliases, versions
+        return self._found[model]
+
+    def _aliases(self, model: str) -> Mapping[str, str]:
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return {name: str(at) for name, at in self.client.get_registered_model(model).aliases.items()}
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":  # no such model yet
+                return {}
+            raise
+
     def _pages(self, model: str) -> Iterator[Version]:
         position = None
         while True:
@@ -165,8 +173,8 @@ def files_of(folder: Path) -> dict[str, str]:
 
 
 @contextmanager
-def _collection_paused() -> Iterator[None]:
-    """Without Python's garbage collection: it looks at all that MLflow's database layer makes, again and again.
+def collection_paused() -> Iterator[None]:
+    """Without Python's garbage collection, while many versions are read: it looks at all that MLflow's database layer makes.
 
     Of 1,000 versions that is 37,000 objects, and more than half of the time; none of them is garbage.
     """

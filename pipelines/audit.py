@@ -20,7 +20,7 @@ from dermaflow.records import Records, Registered
 from pipelines import dossier as content
 from pipelines.judging import registered_version
 from pipelines.verification import ALIASES, MODELS, Verified, champion_findings
-from pipelines.version_checks import Finding, check_version, origin
+from pipelines.version_checks import Finding, check_version
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,7 @@ def export(model: str, params: Params, out: Path | None = None) -> Exported:
             f"{ledger.place}: the ledger does not hold at entry {broken[0].number}: {broken[0].detail}. No dossier was "
             "written; look with: dermaflow verify"
         )
-    if origin(entries, version)[0] is None:
-        raise InputError(
-            f"{version.name} version {version.version} is not in the ledger {ledger.place}: nobody can say what it is. "
-            "Register it by a run of the pipeline"
-        )
+    content.known(records, entries, version)
     made = {
         "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "by": account(),

@@ -275,11 +275,14 @@ def models(context: typer.Context, profile: Profile = "default", overrides: Sets
     """List the registered versions of both models, with their aliases; `dermaflow models show MODEL` shows one."""
     from dermaflow import registry
     from dermaflow.access import open_registry
+    from dermaflow.records import collection_paused
 
     if context.invoked_subcommand is not None:
         return
     params: Params = load_params(profile, overrides or ())
-    versions = registry.list_versions(open_registry(params.register_.tracking_uri))
+    client = open_registry(params.register_.tracking_uri)
+    with collection_paused():
+        versions = registry.list_versions(client)
     if as_json:
         show.print_json(versions)
     else:

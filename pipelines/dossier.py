@@ -360,9 +360,7 @@ def gather(folder: Path, entries: Sequence[Entry], place: str, made: Mapping[str
             f"{version.name} version {version.version} was registered with evidence of form {bundle.get('schema')}; a dossier "
             f"needs form {SCHEMA}. Run the pipeline once more: the same model is registered anew, with evidence of that form"
         )
-    registration, promotion = origin(entries, version)
-    if registration is None:
-        raise InputError(f"{version.name} version {version.version} is not in the ledger: nobody can say what it is")
+    registration, promotion = known(records, entries, version)
     key = str(registration.body["key"])
     test_set = registration.body["digests"]["test_set"]
     return {
@@ -391,6 +389,24 @@ def gather(folder: Path, entries: Sequence[Entry], place: str, made: Mapping[str
             if path.is_file() and path.relative_to(folder).parts[0] not in (LEDGER, *_MADE_LAST)
         },
     }
+
+
+def known(records: Records, entries: Sequence[Entry], version: Version) -> tuple[Entry, Entry | None]:
+    """The registration that a version comes from, and the promotion that copied it.
+
+    Raises
+    ------
+    InputError
+        when no entry of the ledger made this very version: it was put there by hand.
+    """
+    registration, promotion = origin(entries, version)
+    made = None if registration is None else made_for(records, version.name, promotion or registration)
+    if registration is None or made is None or str(made.version) != str(version.version):
+        raise InputError(
+            f"{version.name} version {version.version} is not in the ledger: no entry made it, so nobody can say what it is. "
+            "Register it by a run of the pipeline"
+        )
+    return registration, promotion
 
 
 def page(folder: Path, dossier: Info) -> str:
@@ -500,7 +516,13 @@ def _banners(dossier: Info) -> list[str]:
     if evidence["explanation"]["artefact"]["suspected"]:
         classes = ", ".join(evidence["explanation"]["artefact"]["suspected"])
         told.append(f"An artefact is suspected in {classes}: what speaks for it lies off the lesion.")
-    waived = sorted({name for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]})
+    waived = sorted(
+        {name.replace("_", " ") for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]}
+    )
     if waived:
-        told.append(f"Waived, by the policy or by a person: {', '.join(waived)}. The reasons stand under the rules.")
+        told.append(f"Waived, by the policy or by a person: {_spaced(waived)}. The reasons stand under the rules.")
     return told
+
+
+def _spaced(names: Sequence[str]) -> str:
+    return ", ".join(name.replace("_", " ") for name in names)

@@ -31,7 +31,6 @@ from dermaflow.records import ACTIVE, Records, Version, files_of, version_named
 
 _PREDICTIONS = "evaluation/predictions.parquet"
 _RECOMPUTED = ("temperature", "thresholds", "validation", "test")
-_FEWEST = 100  # resamples that dermaflow.params allows
 _CLOSE = {"rel_tol": 1e-6, "abs_tol": 1e-9}  # libraries add up in other orders; a figure is told to three digits
 
 
@@ -283,7 +282,7 @@ def _figures(predictions: bytes, classes: tuple[str, ...], settings: EvaluatePar
     from dermaflow.figures import TEST, Chosen, figures
 
     table = pd.read_parquet(io.BytesIO(predictions))
-    light = figures(table, classes, settings.model_copy(update={"bootstrap": _FEWEST}))
+    light = figures(table, classes, settings.model_copy(update={"bootstrap": 1}))  # for the estimates alone
     thresholds = {name: value for name, value in light["thresholds"].items() if name != "specificity_on_validation"}
     test = figures(table[table["split"] == TEST], classes, settings, Chosen(light["temperature"], thresholds))[TEST]
     return {**light, "validation": _without_intervals(light["validation"]), TEST: test}

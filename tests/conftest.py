@@ -104,18 +104,9 @@ def finished_run(finished: tuple[Workspace, dict[str, Any]]) -> Path:
 @pytest.fixture(scope="session")
 def finished_evidence(finished_run: Path) -> Evidence:
     """What the finished run's version was registered with."""
-    from components.register.core import Evidence
-    from dermaflow.artifacts import read_json
+    from tests.registries import evidence_of
 
-    steps = {"dataset": "ingest/dataset", "report": "validate/report", "splits_report": "validate-splits/report",
-             "masks_and_plan_report": "validate-masks-and-plan/report",
-             "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
-             "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
-             "selection": "select/selection", "comparison": "compare/comparison",
-             "explanation": "explain/explanation"}  # fmt: skip
-    given = read_json(finished_run / "request.json")["arguments"]
-    told = {name: given[name] for name in ("params", "source_digest", "pipeline_digest", "commit")}
-    return Evidence(**{name: finished_run / place for name, place in steps.items()}, run_id=finished_run.name, **told)
+    return evidence_of(finished_run)
 
 
 @pytest.fixture(scope="session")

@@ -127,6 +127,24 @@ class Registry:
         return self.folder / "mlartifacts" / run / "artifacts" / "evidence"
 
 
+def evidence_of(run: Path) -> Evidence:
+    """What the version of a finished run was registered with.
+
+    Parameters
+    ----------
+    run: its folder.
+    """
+    steps = {"dataset": "ingest/dataset", "report": "validate/report", "splits_report": "validate-splits/report",
+             "masks_and_plan_report": "validate-masks-and-plan/report",
+             "predictions_report": "validate-predictions/report", "masks": "segment/masks", "splits": "split/splits",
+             "plan": "augment/plan", "model": "select/candidate", "evaluation": "select/evaluation",
+             "selection": "select/selection", "comparison": "compare/comparison",
+             "explanation": "explain/explanation"}  # fmt: skip
+    given = read_json(run / "request.json")["arguments"]
+    told = {name: given[name] for name in ("params", "source_digest", "pipeline_digest", "commit")}
+    return Evidence(**{name: run / place for name, place in steps.items()}, run_id=run.name, **told)
+
+
 def make_registry(empty: Path, target: Path, policy: Policy | None = None) -> Registry:
     """A registry without versions.
 
@@ -174,3 +192,33 @@ def answering(evidence: Evidence, target: Path, right: float) -> Evidence:
         table.to_parquet(folder / "predictions.parquet")
         (folder / "metrics.json").write_text(json.dumps(metrics))
     return replace(evidence, evaluation=target)
+
+
+def findings_of_fresh(count: int, empty: Path, evidence: Evidence, scratch: Path) -> list[str]:
+    """What verify finds in so many fresh registries, in each of which a candidate was promoted, then a better one, then gone
+    back to the first, and a gate was waived: nothing, since nobody touched them.
+
+    Parameters
+    ----------
+    empty: as `make_registry` takes it.
+    evidence: of a finished run.
+    """
+    from pipelines.acting import roll_back, waive
+    from pipelines.verification import verify
+
+    found = []
+    first = replace(evidence, commit=COMMIT)
+    for number in range(count):
+        folder = scratch / str(number)
+        made = make_registry(empty, folder / "registry")
+        weak = replace(answering(first, folder / "weak", right=0.5 * number / count), run_id=f"weak-{number}")
+        better = replace(answering(first, folder / "better", right=1.0), run_id=f"better-{number}")
+        outcomes = [told["outcome"] for told in run_promotions(made, [weak, better], folder)]
+        assert outcomes == ["promoted", "promoted"]
+        waive("data_licence", "dermaflow-candidate/1", "as agreed", "2999-01-01", made.params())
+        roll_back(None, "to see whether it holds", made.params())
+        told = verify((), made.params(), every=True)
+        assert told.versions == ["dermaflow/1", "dermaflow/2", "dermaflow-candidate/1", "dermaflow-candidate/2"]
+        found += [f"{number}: {finding.name}, {finding.where}: {finding.detail}" for finding in told.findings]
+        shutil.rmtree(folder)
+    return found

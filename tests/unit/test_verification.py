@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from components.register.core import FILES
+from components.register.core import FILES, Evidence
 from dermaflow import registry
 from dermaflow.artifacts import file_digest, write_json
 from dermaflow.ledger import write_anchor
 from dermaflow.policy import read_policy
 from pipelines.verification import Verified, verify
-from tests.registries import Registry
+from tests.registries import Registry, findings_of_fresh
 
 CHALLENGER, CHAMPION = "dermaflow-candidate/2", "dermaflow/2"
 
@@ -38,6 +38,11 @@ def test_an_untouched_registry_has_no_finding(two_champions: Registry, tmp_path:
     assert told.ok
     assert told.versions == ["dermaflow/1", "dermaflow/2", "dermaflow-candidate/1", "dermaflow-candidate/2"]
     assert told.entries == len(two_champions.ledger.entries())
+
+
+def test_fresh_registries_have_no_finding(new_registry: Path, finished_evidence: Evidence, tmp_path: Path):
+    """As tests/proofs/issue7_line2.py has it, of 20."""
+    assert findings_of_fresh(2, new_registry, finished_evidence, tmp_path) == []
 
 
 def test_verify_changes_nothing(used: Registry):
