@@ -17,6 +17,7 @@ from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
 from pipelines import cluster_cli, show
 from pipelines.images import LOCK
+from pipelines.images_cli import images_app
 from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Get data: HAM10000 or synthet
 app.add_typer(data_app, name="data")
 models_app = typer.Typer(invoke_without_command=True, help="List the registered versions of both models; show one.")
 app.add_typer(models_app, name="models")
+app.add_typer(images_app, name="images")
 
 cluster_cli.add_to(app)
 
