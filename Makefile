@@ -54,6 +54,7 @@ lock: setup-dev  ## write the locked requirements anew (needs uv on PATH)
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --extra dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 requirements/infra.in -o requirements/infra.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/mlflow/requirements.in -o infra/mlflow/requirements.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/builder.in -o infra/images/builder.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/data.in -o infra/images/data.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/validate.in -o infra/images/validate.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/train.in -o infra/images/train.txt

@@ -43,14 +43,15 @@ def run(profile: Profile = "default", overrides: Sets = None, on: On = "local", 
     """Run the whole pipeline: from images to a registered, explained, promoted-or-refused model.
 
     Steps whose inputs and code did not change are answered from the cache. An interrupted run goes on where it stopped
-    when it is started again. On a cluster it is `dermaflow submit`, which has more options.
+    when it is started again. With --on docker each step has a container: `dermaflow images build` makes the images. On a
+    cluster it is `dermaflow submit`, which has more options.
     """
     if on == "cluster":
         cluster_cli.submit(profile, overrides, as_json=as_json)
     else:
         from pipelines.running import run_locally
 
-        run_locally(load_params(profile, overrides or ()), as_json=as_json)
+        run_locally(load_params(profile, overrides or ()), as_json=as_json, in_containers=on == "docker")
 
 
 @app.command()
@@ -65,12 +66,17 @@ def check(
 ) -> None:
     """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs.
 
-    With --on cluster also images by digest, the KFP API, secrets, volume, GPU pools, object store and MLflow.
+    With --on docker also the images of this machine; with --on cluster images by digest, the KFP API, secrets, volume, GPU
+    pools, object store and MLflow.
     """
     from pipelines import graph, preflight
 
     params = load_params(profile, overrides or ())
-    checks = preflight.run_checks(params, here=on == "local")
+    checks = preflight.run_checks(params, here=on != "cluster")
+    if on == "docker":
+        from pipelines.containers import look_at_images
+
+        checks.append(preflight.checked("images", look_at_images, params))
     if on == "cluster":
         checks += cluster_cli.checks(params, host, namespace, lock)
     tasks = graph.tasks(params)
