@@ -128,7 +128,7 @@ class Containers:
         """What a person is told of a task that the kernel ended for its memory."""
         return (
             f"it reached its memory limit of {self.table.tasks[task].memory[1]}, and the kernel ended it; raise "
-            f"tasks.{task}.memory in infra/tasks.yaml, or give it less: a smaller data.image_size, train.batch_size or data.subset"
+            f"tasks.{task}.memory in infra/tasks.yaml, or give it less: smaller data.image_size, train.batch_size, data.subset"
         )
 
     def _needs_network(self, task: str, row: Task) -> bool:
