@@ -6,7 +6,7 @@ PHANTOMS := data/phantom
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-dev setup-infra run test check check-infra format compile bench golden prove lock clean
+.PHONY: help setup setup-dev setup-infra run test test-containers check check-infra format compile bench golden prove lock clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -22,11 +22,14 @@ run: setup  ## the main job on synthetic images: the whole pipeline, to a regist
 test: setup-dev  ## every test, in as many processes as there are cores
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+test-containers: setup-dev  ## images and a run in containers; half an hour or more, as root on Debian (or DOCKER_HOST names a daemon)
+	DERMAFLOW_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/e2e/test_docker.py
+
 check: setup-dev  ## lint, types, shell scripts, YAML, import weight
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run infra/secrets.sh infra/compose/up.sh infra/kubernetes/base/postgres/databases.sh
+	$(BIN)/shellcheck .ci/run infra/secrets.sh infra/compose/up.sh infra/images/base.sh infra/kubernetes/base/postgres/databases.sh
 	$(BIN)/yamllint -s .
 	$(BIN)/python tests/import_weight.py
 
