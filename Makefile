@@ -6,7 +6,7 @@ PHANTOMS := data/phantom
 export DVC_NO_ANALYTICS := 1
 export GX_ANALYTICS_ENABLED := False
 
-.PHONY: help setup setup-dev setup-infra run test check check-infra format compile bench golden schema prove lock clean
+.PHONY: help setup setup-dev setup-infra run test test-containers check check-infra format compile bench golden schema prove lock clean
 
 help:  ## list the tasks
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | column -t -s '|'
@@ -22,11 +22,14 @@ run: setup  ## the main job on synthetic images: the whole pipeline, to a regist
 test: setup-dev  ## every test, in as many processes as there are cores
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
+test-containers: setup-dev  ## images and a run in containers; half an hour or more, as root on Debian (or DOCKER_HOST names a daemon)
+	DERMAFLOW_TEST_CONTAINERS=1 $(BIN)/python -m pytest tests/e2e/test_docker.py
+
 check: setup-dev  ## lint, types, shell scripts, YAML, import weight
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/shellcheck .ci/run infra/secrets.sh infra/compose/up.sh infra/kubernetes/base/postgres/databases.sh
+	$(BIN)/shellcheck .ci/run infra/secrets.sh infra/compose/up.sh infra/images/base.sh infra/kubernetes/base/postgres/databases.sh
 	$(BIN)/yamllint -s .
 	$(BIN)/python tests/import_weight.py
 
@@ -57,6 +60,13 @@ lock: setup-dev  ## write the locked requirements anew (needs uv on PATH)
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --extra dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 requirements/infra.in -o requirements/infra.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/mlflow/requirements.in -o infra/mlflow/requirements.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/builder.in -o infra/images/builder.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/data.in -o infra/images/data.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/validate.in -o infra/images/validate.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/train.in -o infra/images/train.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/train-cpu.in -o infra/images/train-cpu.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/judge.in -o infra/images/judge.txt
+	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/registry.in -o infra/images/registry.txt
 
 clean:  ## remove what runs leave behind, the registry included
 	rm -rf runs .dermaflow artifacts validation data/phantom

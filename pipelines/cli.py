@@ -17,6 +17,7 @@ from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
 from pipelines import cluster_cli, show
 from pipelines.images import LOCK
+from pipelines.images_cli import images_app
 from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ data_app = typer.Typer(no_args_is_help=True, help="Get data: HAM10000 or synthet
 app.add_typer(data_app, name="data")
 models_app = typer.Typer(invoke_without_command=True, help="List the registered versions of both models; show one.")
 app.add_typer(models_app, name="models")
+app.add_typer(images_app, name="images")
 
 cluster_cli.add_to(app)
 
@@ -41,14 +43,15 @@ def run(profile: Profile = "default", overrides: Sets = None, on: On = "local", 
     """Run the whole pipeline: from images to a registered, explained, promoted-or-refused model.
 
     Steps whose inputs and code did not change are answered from the cache. An interrupted run goes on where it stopped
-    when it is started again. On a cluster it is `dermaflow submit`, which has more options.
+    when it is started again. With --on docker each step has a container: `dermaflow images build` makes the images. On a
+    cluster it is `dermaflow submit`, which has more options.
     """
     if on == "cluster":
         cluster_cli.submit(profile, overrides, as_json=as_json)
     else:
         from pipelines.running import run_locally
 
-        run_locally(load_params(profile, overrides or ()), as_json=as_json)
+        run_locally(load_params(profile, overrides or ()), as_json=as_json, in_containers=on == "docker")
 
 
 @app.command()
@@ -63,12 +66,17 @@ def check(
 ) -> None:
     """Dry run: parameters, data, weights, policy, places to write, registry, and the compiled graph with its GPUs.
 
-    With --on cluster also images by digest, the KFP API, secrets, volume, GPU pools, object store and MLflow.
+    With --on docker also the images of this machine; with --on cluster images by digest, the KFP API, secrets, volume, GPU
+    pools, object store and MLflow.
     """
     from pipelines import graph, preflight
 
     params = load_params(profile, overrides or ())
-    checks = preflight.run_checks(params, here=on == "local")
+    checks = preflight.run_checks(params, here=on != "cluster")
+    if on == "docker":
+        from pipelines.containers import look_at_images
+
+        checks.append(preflight.checked("images", look_at_images, params))
     if on == "cluster":
         checks += cluster_cli.checks(params, host, namespace, lock)
     tasks = graph.tasks(params)

@@ -6,11 +6,7 @@ changed, but for a probe run in MLflow, which is deleted at once: whether one ma
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -21,23 +17,15 @@ from dermaflow import registry
 from dermaflow.errors import InputError
 from dermaflow.params import Params
 from dermaflow.storage import S3, Bucket, split_uri
-from pipelines import cluster, graph, provision
-from pipelines.images import LOCK, LockedImage
+from pipelines import cluster, graph, image_registry, provision
+from pipelines.images import LOCK
 from pipelines.preflight import Check
 
 if TYPE_CHECKING:
     from kubernetes.client import CoreV1Api
 
-_TIMEOUT = 15.0  # seconds for one answer
 _PATIENCE = 15.0  # seconds for which the store is asked again
 _APPLY = "kubectl apply -k infra/kubernetes/overlays/prod"
-_MANIFESTS = ", ".join(
-    f"application/vnd.{kind}+json"
-    for kind in (
-        *("oci.image.index.v1", "oci.image.manifest.v1"),
-        *("docker.distribution.manifest.list.v2", "docker.distribution.manifest.v2"),
-    )
-)
 
 
 @dataclass(frozen=True)
@@ -88,7 +76,7 @@ def _look_at_images(request: Request) -> str:
     faults = []
     for group in wanted:
         try:
-            _require_pullable(lock.images[group])
+            image_registry.manifest(lock.images[group].reference, lock.images[group].digest)
         except InputError as error:
             faults.append(f"{group}: {error}")
     if faults:
@@ -195,57 +183,6 @@ def _look_at_registry(request: Request) -> str:
             f"experiment {request.params.register_.experiment}, or MLFLOW_TRACKING_USERNAME and _PASSWORD of one that has it"
         ) from error
     return f"{uri}: may read and write {request.params.register_.experiment}"
-
-
-def _require_pullable(image: LockedImage) -> None:
-    """Ask the registry for the manifest by its digest, as a node would, and hash what it sends."""
-    import requests
-
-    host, _, name = image.reference.partition("/")
-    scheme = "http" if host.split(":")[0] in ("localhost", "127.0.0.1") else "https"  # as container runtimes have it
-    url = f"{scheme}://{host}/v2/{name}/manifests/{image.digest}"
-    headers = {"Accept": _MANIFESTS}
-    try:
-        answer = requests.get(url, headers=headers, timeout=_TIMEOUT)
-        if answer.status_code == 401:
-            headers |= _authorization(answer.headers.get("WWW-Authenticate", ""), host)
-            answer = requests.get(url, headers=headers, timeout=_TIMEOUT)
-    except requests.RequestException as error:
-        raise InputError(f"{host} does not answer ({type(error).__name__}); correct the lock or the network") from None
-    if answer.status_code in (401, 403):
-        raise InputError(
-            f"{host} does not let this user pull {name}; `docker login {host}`, and name a pull secret in infra/tasks.yaml"
-        )
-    if answer.status_code == 404:
-        raise InputError(f"{host} has no {name} with {image.digest}; `dermaflow images push` it, which writes the lock anew")
-    if answer.status_code != 200:
-        raise InputError(f"{host} answers {answer.status_code} for {name}; try again when it is well")
-    if hashlib.sha256(answer.content).hexdigest() != image.digest.removeprefix("sha256:"):
-        raise InputError(f"{host} sends other bytes for {name} than {image.digest} names; do not pull from it")
-
-
-def _authorization(challenge: str, host: str) -> dict[str, str]:
-    """What a registry asks for before it answers: a token by its realm, or the password that `docker login` kept."""
-    import requests
-
-    kept = _docker_login(host)
-    basic = {"Authorization": f"Basic {kept}"} if kept else {}
-    asked = dict(re.findall(r'(\w+)="([^"]*)"', challenge))
-    if not challenge.lower().startswith("bearer") or "realm" not in asked:
-        return basic
-    wanted = {key: asked[key] for key in ("service", "scope") if key in asked}
-    told = requests.get(asked["realm"], params=wanted, headers=basic, timeout=_TIMEOUT)
-    token = told.json().get("token") or told.json().get("access_token") if told.ok else None
-    return {"Authorization": f"Bearer {token}"} if token else basic
-
-
-def _docker_login(host: str) -> str | None:
-    path = Path.home() / ".docker" / "config.json"
-    try:
-        auth = json.loads(path.read_text()).get("auths", {}).get(host, {}).get("auth")
-    except (OSError, ValueError, AttributeError):  # no docker here: pull as nobody
-        return None
-    return str(auth) if auth and base64.b64decode(auth) else None
 
 
 def _kubernetes() -> CoreV1Api:

@@ -140,7 +140,7 @@ def trigger(
         def begin(name: str, tell: Callable[[str], None]) -> None:  # noqa: ARG001 - a local run has an id alone
             from pipelines.running import run_locally
 
-            run_locally(params, as_json=False, on_start=tell)
+            run_locally(params, as_json=False, on_start=tell, in_containers=on == "docker")
 
     news = work.look(params, input_digest(params.data, places.state() / "ingest"))
     decision = work.trigger(params, news, place, begin, at_least=at_least, retry_after=datetime.timedelta(minutes=retry_after))

@@ -1,4 +1,4 @@
-"""The lock of images: which bytes each group of steps runs in on a cluster. Only a build writes infra/images/lock.yaml."""
+"""The lock of images: which bytes each group of steps runs in on a cluster. Only a push writes infra/images/lock.yaml."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
+import yaml
 from pydantic import Field
 
+from dermaflow import images
+from dermaflow.artifacts import write_text
 from dermaflow.checked_yaml import read_settings
 from dermaflow.errors import InputError
 from dermaflow.params import Section
@@ -16,13 +19,18 @@ from pipelines.code import ROOT
 LOCK = ROOT / "infra" / "images" / "lock.yaml"
 GROUPS = ("data", "validate", "train", "judge", "registry")
 RELEASE, LOCAL = "release", "local"
+REFERENCE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$"  # of an image in a registry, without a tag
+_HEADER = """\
+# Which bytes each group of steps runs in: written by `dermaflow images push` and `lock` from what a registry answered, and by
+# nobody's hand. `release` is in a registry that a cluster can pull from, `local` in one of the machine that it was built on.
+"""
 _BUILD = "build and push them (`dermaflow images build`, `dermaflow images push`), which writes the lock"
 
 
 class LockedImage(Section):
     """One image: where it is pulled from, and what made it."""
 
-    reference: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$")]  # no tag
+    reference: Annotated[str, Field(pattern=REFERENCE)]
     digest: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")]  # commit of the source
     builder: Annotated[str, Field(min_length=1)]  # program and version
@@ -48,6 +56,12 @@ def read_lock(path: Path = LOCK) -> ImagesLock | None:
     return read_settings(path, ImagesLock, name=_named(path), remedy=f"{_BUILD} anew")
 
 
+def write_lock(lock: ImagesLock, path: Path = LOCK) -> None:
+    """Write the lock, groups in their order; a reader sees what was there before, or all of it."""
+    entries = {group: lock.images[group].model_dump() for group in GROUPS if group in lock.images}
+    write_text(path, _HEADER + yaml.safe_dump({"version": lock.version, "images": entries}, sort_keys=False, width=128))
+
+
 def require_released(groups: Iterable[str], path: Path = LOCK) -> ImagesLock:
     """The lock, if a cluster can pull each of the groups by it.
 
@@ -71,6 +85,11 @@ def require_released(groups: Iterable[str], path: Path = LOCK) -> ImagesLock:
     if faults:
         raise InputError("\n".join(faults))
     return lock
+
+
+def name_of(group: str) -> str:
+    """The name that a group's image is built under, which its components ask for."""
+    return str(getattr(images, group.upper()))
 
 
 def group_of(image: str) -> str:

@@ -1,4 +1,6 @@
-"""Running the pipeline in local processes: kfp.local's SubprocessRunner, with what it lacks.
+"""Running the pipeline on this machine: kfp.local's SubprocessRunner with what it lacks, or its DockerRunner.
+
+How containers are run is in pipelines.containers; all else is the same.
 
 Written for kfp 2.17.0. It has no hooks, so `_Watch` wraps some of its functions (a test holds the version): the run id
 is ours, each task reports its start, end, time and whether the cache answered, a cached artifact counts only when it is
@@ -21,13 +23,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dermaflow import places
 from dermaflow.artifacts import ARTIFACT_FILE, read_json, write_json
 from dermaflow.errors import InterruptedWorkError
 from dermaflow.progress import parse, tell
 from dermaflow.run_folder import LOG, REQUEST, TASKS, last_error
+
+if TYPE_CHECKING:
+    from pipelines.containers import Containers, Ending
 
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _ITERATION = re.compile(r"-iteration-(\d+)")
@@ -109,10 +114,11 @@ def work(folder: Path) -> int:
     from pipelines.training import training_pipeline
 
     request = read_json(folder / REQUEST)
-    watch = _Watch(folder, request["arguments"]["architectures"])
+    containers = _containers_of(folder.name, request)
+    watch = _Watch(folder, request["arguments"]["architectures"], containers)
     watch.install()
     local.init(
-        runner=local.SubprocessRunner(use_venv=False),
+        runner=local.DockerRunner() if containers else local.SubprocessRunner(use_venv=False),
         pipeline_root=str(places.RUNS),
         raise_on_error=False,
         enable_caching=True,
@@ -122,14 +128,24 @@ def work(folder: Path) -> int:
     return 0 if watch.succeeded else 1
 
 
+def _containers_of(run_id: str, request: dict[str, Any]) -> Containers | None:
+    if "containers" not in request:
+        return None
+    from pipelines.containers import Containers
+
+    return Containers.of(run_id, request)
+
+
 class _Watch:
     """Wraps kfp.local's task execution for one run; keeps what it saw in runs/<run_id>/tasks.json."""
 
-    def __init__(self, folder: Path, architectures: list[str]) -> None:
+    def __init__(self, folder: Path, architectures: list[str], containers: Containers | None = None) -> None:
         self.folder = folder
         self.architectures = architectures
+        self.containers = containers  # None: processes
         self.tasks: list[dict[str, Any]] = []
         self.exit_code = 0  # of the last process that a task ran in
+        self.out_of_memory = False  # whether its container's limit ended it
 
     @property
     def succeeded(self) -> bool:
@@ -162,6 +178,13 @@ class _Watch:
             return self.exit_code
 
         subprocess_task_handler.run_local_subprocess = started
+        if self.containers:
+            from pipelines import containers
+
+            containers.install(self._container_ended)
+
+    def _container_ended(self, ending: Ending) -> None:
+        self.exit_code, self.out_of_memory = ending.exit_code, ending.out_of_memory
 
     def _execute(self, original: Callable[..., Any], given: dict[str, Any]) -> Any:
         label = self._label(given["task_name"], given["pipeline_resource_name"])
@@ -184,16 +207,22 @@ class _Watch:
     def _tried(self, original: Callable[..., Any], given: dict[str, Any], label: str) -> Any:
         """Execute a task, again and again while its process is ended from outside, as often as its retry policy says.
 
-        kfp would also start a step again that found its input to be wrong: in vain.
+        kfp would also start a step again that found its input to be wrong, or its memory too small: in vain.
         """
-        spec = copy.deepcopy(given["task_spec"])
+        task, spec = given["task_name"], copy.deepcopy(given["task_spec"])
+        if self.containers:
+            executors = self.containers.with_images(given["executors"])
+            given = {**given, "runner": self.containers.runner(task), "executors": executors}
         retries, spec.retry_policy.max_retry_count = spec.retry_policy.max_retry_count, 0
         for attempt in range(retries + 1):
             outputs, status = original(**{**given, "task_spec": spec})
-            if status.name == "SUCCESS" or not _ended_from_outside(self.exit_code) or attempt == retries:
+            in_vain = self.out_of_memory or not _ended_from_outside(self.exit_code)
+            if status.name == "SUCCESS" or in_vain or attempt == retries:
                 break
             tell("retry", task=label, exit_code=self.exit_code, attempt=attempt + 1, of=retries)
-        if status.name != "SUCCESS" and (name := _signal_of(self.exit_code)):
+        if status.name != "SUCCESS" and self.containers and self.out_of_memory:
+            tell("error", step=label, message=self.containers.memory_fault(task), exit_code=1)
+        elif status.name != "SUCCESS" and (name := _signal_of(self.exit_code)):
             hint = "; the kernel does so when memory runs out" if name == "SIGKILL" else ""
             tell("error", step=label, message=f"its process was ended by {name}{hint}", exit_code=1)
         return outputs, status

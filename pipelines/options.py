@@ -19,7 +19,8 @@ Sets = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; progress goes to stderr.")]
 On = Annotated[
-    Literal["local", "cluster"], typer.Option("--on", help="Where: processes of this machine, or Kubeflow Pipelines.")
+    Literal["local", "docker", "cluster"],
+    typer.Option("--on", help="Where: processes of this machine, its containers, or Kubeflow Pipelines."),
 ]
 Host = Annotated[
     str | None,

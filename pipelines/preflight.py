@@ -49,7 +49,7 @@ def run_checks(params: Params, *, here: bool = True) -> list[Check]:
         ("places", _look_at_places),
         *([("ledger", _look_at_ledger)] if here else []),
     ]
-    return [_checked(name, look, params) for name, look in looks]
+    return [checked(name, look, params) for name, look in looks]
 
 
 def require(params: Params, *, here: bool = True) -> None:
@@ -105,7 +105,8 @@ def default_arguments(params: Params) -> dict[str, Any]:
     }
 
 
-def _checked(name: str, look: Callable[[Params], str], params: Params) -> Check:
+def checked(name: str, look: Callable[[Params], str], params: Params) -> Check:
+    """What a look at the parameters comes to; a fault that it raises is told, not raised."""
     try:
         return Check(name, ok=True, detail=look(params))
     except (InputError, LedgerError) as error:

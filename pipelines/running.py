@@ -1,4 +1,4 @@
-"""A run of the pipeline in processes of this machine, as the commands `run` and `trigger` make one."""
+"""A run of the pipeline on this machine, in processes or containers, as the commands `run` and `trigger` make one."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from pipelines import local, preflight, results, show
 from pipelines.report import write_report
 
 
-def run_locally(params: Params, *, as_json: bool, on_start: Callable[[str], None] | None = None) -> None:
-    """Run in processes of this machine, show what came of it, and end with the command's exit code where it failed.
+def run_locally(
+    params: Params, *, as_json: bool, on_start: Callable[[str], None] | None = None, in_containers: bool = False
+) -> None:
+    """Run on this machine, show what came of it, and end with the command's exit code where it failed.
 
     Parameters
     ----------
+    in_containers: each step in one, instead of a process.
     on_start: told the run's id once the run has begun.
     """
     preflight.require(params)
@@ -29,6 +32,10 @@ def run_locally(params: Params, *, as_json: bool, on_start: Callable[[str], None
         "arguments": preflight.arguments(params),
         "started_at": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    if in_containers:
+        from pipelines import containers
+
+        request["containers"] = containers.prepare(run_id, params).to_dict()
     with show.RunDisplay(run_id) as display:
 
         def on_event(event: dict[str, Any]) -> None:

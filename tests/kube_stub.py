@@ -120,13 +120,21 @@ class _Kube(Quiet, BaseHTTPRequestHandler):
 
 
 class RegistryStub(LocalServer):
-    """A registry whose one manifest has `digest`; it answers those alone who bring the token that it gives to everybody."""
+    """A registry whose one manifest has `digest` and `tag`, and whose image has `labels`.
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    It answers those alone who bring the token that it gives to everybody.
+    """
+
+    tag = "v1"
+
+    def __init__(self, names: tuple[str, ...], labels: dict[str, str] | None = None) -> None:
         super().__init__(_Registry)
         self.names = set(names)
-        self.manifest = json.dumps({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json"}).encode()
-        self.digest = "sha256:" + hashlib.sha256(self.manifest).hexdigest()
+        self.config = json.dumps({"config": {"Labels": labels}}).encode()
+        kind = "application/vnd.oci.image.manifest.v1+json"
+        told = {"schemaVersion": 2, "mediaType": kind, "config": {"digest": _digest(self.config)}}
+        self.manifest = json.dumps(told).encode()
+        self.digest = _digest(self.manifest)
         self.sends = self.manifest
         self.closed = False
         self.host = self.url.removeprefix("http://")
@@ -140,15 +148,22 @@ class _Registry(Quiet, BaseHTTPRequestHandler):
         if url.path == "/token":
             _answer(self, 200, json.dumps({"token": parse_qs(url.query)["scope"][0]}).encode(), "application/json")
             return
-        name, _, digest = url.path.removeprefix("/v2/").partition("/manifests/")
+        blob = "/blobs/" in url.path
+        name, _, which = url.path.removeprefix("/v2/").partition("/blobs/" if blob else "/manifests/")
         scope = f"repository:{name}:pull"
         if self.server.closed or self.headers.get("Authorization") != f"Bearer {scope}":
             challenge = f'Bearer realm="{self.server.url}/token",service="stub",scope="{scope}"'
             _answer(self, 401, b"{}", "application/json", {"WWW-Authenticate": challenge})
-        elif name in self.server.names and digest == self.server.digest:
+        elif blob and name in self.server.names and which == _digest(self.server.config):
+            _answer(self, 200, self.server.config, "application/octet-stream")
+        elif not blob and name in self.server.names and which in (self.server.digest, self.server.tag):
             _answer(self, 200, self.server.sends, "application/vnd.oci.image.manifest.v1+json")
         else:
             _answer(self, 404, b"{}", "application/json")
+
+
+def _digest(content: bytes) -> str:
+    return "sha256:" + hashlib.sha256(content).hexdigest()
 
 
 def _answer(handler: BaseHTTPRequestHandler, status: int, body: bytes, kind: str, more: dict[str, str] | None = None) -> None:

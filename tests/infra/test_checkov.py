@@ -21,7 +21,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     command, folder = checker("checkov"), tmp_path_factory.mktemp("checkov")
     for name in OVERLAYS:
         (folder / f"{name}.yaml").write_text(overlay_built(name, folder.with_name(f"{folder.name}-copies")))
-    for place in (INFRA / "terraform", INFRA / "mlflow", ROOT / ".github"):
+    for place in (INFRA / "terraform", INFRA / "mlflow", INFRA / "images", ROOT / ".github"):
         shutil.copytree(place, folder / place.name, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*"))
     words = ["--directory", str(folder), "--framework", *LEAST, "--output", "json"]
     done = subprocess.run(

@@ -35,7 +35,7 @@ def test_files_that_are_linked_exist():
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_and_their_options_exist(command: str):
     words = shlex.split(command)[1:]
-    names = words[:2] if words[0] == "data" else words[:1]
+    names = words[:2] if words[0] in ("data", "images") else words[:1]
     done = subprocess.run([str(DERMAFLOW), *names, "--help"], capture_output=True, text=True, check=True)
     for option in (word for word in words if word.startswith("--")):
         assert option in done.stdout
