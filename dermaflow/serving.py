@@ -1,12 +1,12 @@
 """The registered form of a model: an MLflow pyfunc from image files or arrays to calibrated class probabilities.
 
-A file's bytes become an image as in ingest (components/ingest/decode.py), so that the model is served what it was judged on;
-what ingest would refuse is refused here for the same reason.
+MLflow keeps this file with the model and runs it where the model is loaded (models from code): nothing is pickled. The bytes of
+a file become an image as in ingest (components/ingest/decode.py), whose code travels with the model, so that it is served what
+it was judged on; what ingest would refuse is refused here for the same reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature
+from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel
-from mlflow.types import ColSpec, DataType, Schema
 
-IMAGE = "image"  # the input's one column
-CODE = (  # what a served model imports beside this package, from the project's root on; it travels with the model
-    *("components/__init__.py", "components/ingest/__init__.py", "components/ingest/decode.py", "components/ingest/scratch.py"),
-    *("components/segment/__init__.py", "components/segment/kmeans_mask.py"),
-)
 _TOGETHER = 32  # images in the network at once
 
 
 class LesionClassifier(PythonModel):  # type: ignore[misc]
     """Loads a Model artifact and answers images.
 
-    Parameters
-    ----------
-    segment: content of the parameters segment.*, by which the model's images were segmented; used where the model wants masks.
-    max_pixels: data.max_pixels: an image of more pixels is refused.
+    Its model_config has `segment`, the parameters by which the model's images were segmented, used where the model wants masks,
+    and `max_pixels`, data.max_pixels: an image of more pixels is refused.
     """
-
-    def __init__(self, segment: Mapping[str, Any], max_pixels: int) -> None:
-        self.segment, self.max_pixels = dict(segment), max_pixels
 
     def load_context(self, context: Any) -> None:
         """Load model.keras and model.json."""
@@ -45,6 +34,7 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
 
         model, self.info = load_model(Path(context.artifacts["model"]))
         self.forward = settled(model)
+        self.segment, self.max_pixels = context.model_config["segment"], context.model_config["max_pixels"]
 
     def predict(
         self,
@@ -69,7 +59,7 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
         """
         from dermaflow.metrics import softmax
 
-        pixels = [self._pixels(number, image) for number, image in enumerate(model_input[IMAGE])]
+        pixels = [self._pixels(number, image) for number, image in enumerate(model_input["image"])]
         batches = (np.stack(pixels[start : start + _TOGETHER]) for start in range(0, len(pixels), _TOGETHER))
         logits = [self.forward(self._inputs(batch)) for batch in batches]
         classes = self.info["classes"]
@@ -105,12 +95,8 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
         return apply_masks(images, masks, mode).astype(np.float32)
 
 
-def signature(classes: list[str]) -> ModelSignature:
-    """The model's input and output for MLflow: image -> a probability for each class."""
-    return ModelSignature(
-        Schema([ColSpec(DataType.binary, IMAGE)]), Schema([ColSpec(DataType.double, name) for name in classes])
-    )
-
-
 def _refused(number: int, reason: str) -> MlflowException:
     return MlflowException.invalid_parameter_value(f"image {number}: {reason}")
+
+
+set_model(LesionClassifier())

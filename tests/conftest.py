@@ -68,6 +68,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> tuple[
     with _once_for_all(tmp_path_factory, "finished") as folder:
         made, told = Workspace(folder / "workspace"), folder / "told.json"
         if not told.exists():
+            shutil.rmtree(made.path, ignore_errors=True)  # of an attempt that took too long
             make_workspace(made.path)
             (made.path / "data").mkdir()
             shutil.copytree(phantoms, made.path / "data" / "phantom")

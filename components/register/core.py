@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from dataclasses import dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +39,10 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
+_SERVED = (  # what dermaflow/serving.py imports beside its package, from the project's root on; it travels with the model
+    *("components/__init__.py", "components/ingest/__init__.py", "components/ingest/decode.py", "components/ingest/scratch.py"),
+    *("components/segment/__init__.py", "components/segment/kmeans_mask.py"),
+)
 BUNDLE = "evidence.json"  # by components/register/evidence.schema.json
 FILES = "files.json"  # digest of every file of evidence and model; the ledger keeps its own
 REGISTERED = "registered.json"  # what the version and its run were given: tags, description, metrics, parameters
@@ -370,21 +375,25 @@ def _bundle(evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -
 
 def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
     import mlflow
-
-    from dermaflow.serving import CODE, LesionClassifier, signature
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
 
     params, package = bundle["params"], Path(dermaflow.__file__).parent
     with tempfile.TemporaryDirectory() as scratch:
-        for name in CODE:
+        for name in _SERVED:
             Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(package.parent / name, Path(scratch, name))
         return mlflow.pyfunc.log_model(
             name="model",
-            python_model=LesionClassifier(params["segment"], params["data"]["max_pixels"]),
+            python_model=str(package / "serving.py"),
+            model_config={"segment": params["segment"], "max_pixels": params["data"]["max_pixels"]},
             artifacts={"model": str(evidence.model)},
             code_paths=[str(package), *(str(path) for path in Path(scratch).iterdir())],
             pip_requirements=_requirements(bundle["environment"]["libraries"]),
-            signature=signature(bundle["model"]["classes"]),
+            signature=ModelSignature(
+                Schema([ColSpec(DataType.binary, "image")]),
+                Schema([ColSpec(DataType.double, name) for name in bundle["model"]["classes"]]),
+            ),
         )
 
 
@@ -473,4 +482,5 @@ def _metrics(facts: dict[str, Any]) -> dict[str, float]:
 def _requirements(libraries: dict[str, str]) -> list[str]:
     """What loading the model needs; nothing else, so that a server's image stays small."""
     needed = ("mlflow", "tensorflow-cpu", "tensorflow", "keras", "numpy", "pandas", "opencv-python-headless")
-    return [f"{name}=={libraries[name]}" for name in needed if name in libraries]
+    decoding = {name: version(name) for name in ("simplejpeg", "pillow")}
+    return [f"{name}=={found}" for name, found in {**libraries, **decoding}.items() if name in (*needed, *decoding)]

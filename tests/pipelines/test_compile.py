@@ -1,5 +1,6 @@
 """The compiled pipeline: light and repeatable to compile, a GPU for every training, nothing private in it."""
 
+import ast
 import json
 import math
 import os
@@ -366,7 +367,9 @@ def test_each_task_has_a_component_and_a_command(task):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_component_is_thin(step):
     for path in (ROOT / "components" / step).rglob("component.py"):
-        assert len(path.read_text().splitlines()) <= 44, path  # register's signature alone has 19 lines
+        (function,) = (node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef))
+        body = function.end_lineno - function.body[0].lineno + 1  # a signature is as long as it has to be
+        assert body <= 19, path
 
 
 def test_the_steps_are_the_folders_there_are():
