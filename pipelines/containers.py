@@ -39,7 +39,7 @@ from pipelines.images import group_of
 from pipelines.provision import TASK_LABEL, Table, Task, amount, groups, read_table
 
 KFP = "2.17.0"
-RUN_LABEL = "io.dermaflow.run"
+RUN_LABEL = "dermaflow.io/run"
 READ_THE_SOURCE = ("ingest", "ingest-originals")
 _AWS = (
     "AWS_ENDPOINT_URL",
