@@ -15,7 +15,8 @@ import typer
 from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
-from pipelines import cluster_cli, show
+from dermaflow.refusals import READER, refusals_told
+from pipelines import cluster_cli, roles_cli, show
 from pipelines.images import LOCK
 from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
 
@@ -34,6 +35,7 @@ models_app = typer.Typer(invoke_without_command=True, help="List the registered 
 app.add_typer(models_app, name="models")
 
 cluster_cli.add_to(app)
+roles_cli.add_to(app)
 
 
 @app.command()
@@ -279,7 +281,10 @@ def models(context: typer.Context, profile: Profile = "default", overrides: Sets
     if context.invoked_subcommand is not None:
         return
     params: Params = load_params(profile, overrides or ())
-    versions = registry.list_versions(open_registry(params.register_.tracking_uri))
+    client = open_registry(params.register_.tracking_uri)
+    versions = registry.list_versions(client)
+    if not versions:  # who may not read a model is told of none
+        registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
     if as_json:
         show.print_json(versions)
     else:
@@ -498,7 +503,8 @@ def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
     set_environment()
     try:
-        result: Any = app(standalone_mode=False)
+        with refusals_told(READER):
+            result: Any = app(standalone_mode=False)
     except DermaflowError as error:
         show.error(str(error))
         sys.exit(error.exit_code)
