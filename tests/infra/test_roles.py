@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,8 +22,11 @@ from dermaflow import registry
 from dermaflow.access import open_registry
 from dermaflow.refusals import RefusedError
 from dermaflow.roles import ROLES
-from tests.infra.deployment import Deployment, ServedRegistry, deployed
-from tests.infra.registry_server import EXPERIMENTS
+from tests.infra.checkers import INFRA, documents
+from tests.infra.deployment import S3_OF, Deployment, ServedRegistry, deployed, served
+from tests.infra.manifests import of_kind
+from tests.infra.registry_server import BASE, EXPERIMENTS, postgres_server
+from tests.infra.stack import Stack, running_stack
 from tests.registries import COMMIT, answering, lenient_policy, run_promotion
 from tests.workspace import ROOT, Workspace, make_workspace
 
@@ -503,8 +509,6 @@ def test_each_cell_of_the_table_is_as_it_says(roles: Deployment, tried: Tried, a
     """Those who may not come first: what they were refused is still there for those who may."""
     for column, cell in sorted(ROWS[act].items(), key=lambda item: item[1]):
         if act.endswith("the ledger"):
-            from tests.infra.deployment import S3_OF
-
             status = tried.on_ledger(act, S3_OF.get(column))
             assert status == (200 if cell == "yes" else 403), (act, column)
         elif column == "nobody":
@@ -519,3 +523,52 @@ def test_after_all_these_tries_everything_holds(roles: Deployment, tried: Tried,
     tried.clear()
     assert command("admin", *roles.set_up, "--check", "--json").json["ok"]
     assert command("auditor", "verify", "--all", "--anchor", str(flow.anchor), *sets(flow.served), "--json").json["ok"]
+
+
+def test_backup_is_brought_back_into_empty_servers(
+    roles: Deployment, flow: Flow, command: Callable[..., Told], workspace: Workspace, tmp_path: Path
+):
+    """By the line of the backup's pod, the line of README.md and infra/copy_buckets.py: all is there again, and holds."""
+
+    def copied(stack: Stack, work: str) -> str:
+        buckets = ("dermaflow-artifacts", "dermaflow-ledger")
+        script = [sys.executable, str(INFRA / "copy_buckets.py"), work, str(tmp_path / "objects"), *buckets]
+        done = subprocess.run(script, capture_output=True, text=True, check=False, env=stack.environment("admin"))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    backup = of_kind(documents((BASE / "jobs" / "backup.yaml").read_text()), "CronJob")[0]
+    dump = backup["spec"]["jobTemplate"]["spec"]["template"]["spec"]["initContainers"][0]
+    line = dump["args"][0].replace("/backup/", f"{roles.postgres.folder}/")
+    assert roles.postgres.run(*dump["command"], line, **roles.postgres.environment).returncode == 0
+    before = command("auditor", "verify", "--all", *sets(flow.served), "--json").json
+    entries = before["ledger"]["entries"]
+    saved = re.search(r"s3://dermaflow-ledger: (\d+) objects, \1 of them new", copied(roles.stack, "save"))
+    assert saved
+    assert int(saved[1]) >= entries  # and what the table's acts may have put beside
+    assert ", 0 of them new" in copied(roles.stack, "save"), "it goes on where it was"
+
+    with (
+        running_stack(tmp_path / "stack") as stack,
+        postgres_server((stack.secrets / "postgres" / "mlflow-password").read_text()) as postgres,
+    ):
+        assert stack.job("buckets.py", "admin", LEDGER_MODE="GOVERNANCE", LEDGER_DAYS="1").returncode == 0
+        copied(stack, "restore")
+        restore = re.search(r"(pg_restore [^<]*)<", (BASE.parent / "README.md").read_text())
+        assert restore
+        for name in ("mlflow", "mlflow_auth"):
+            shutil.copy(roles.postgres.folder / f"{name}.dump", postgres.folder)
+            words = restore[1].replace("--dbname=mlflow ", f"--dbname={name} ")
+            back = postgres.run("sh", "-c", f"{words} < {name}.dump", **postgres.environment)
+            assert back.returncode == 0, back.stderr
+        with served(tmp_path / "mlflow", postgres, stack) as url:
+            again = replace(flow.served, url=url)
+            as_admin = roles.environment("admin")
+            assert workspace.run("roles", "--check", *sets(again)[:2], **as_admin).returncode == 0, "accounts came back too"
+            keys = {key: value for key, value in stack.environment("auditor").items() if key.startswith("AWS_")}
+            told = workspace.run(
+                "verify", "--all", "--anchor", str(flow.anchor), *sets(again), "--json", **roles.environment("auditor") | keys
+            )
+            assert told.returncode == 0, told.stderr
+            after = json.loads(told.stdout)
+    assert (after["versions"], after["ledger"]) == (before["versions"], before["ledger"])
