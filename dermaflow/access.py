@@ -14,6 +14,17 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+MODELS = {
+    registry.CANDIDATE_MODEL: "What the pipeline trains; the alias challenger is the newest candidate.",
+    registry.PRODUCTION_MODEL: "What promotion copied here; the alias champion is in use.",
+}
+
+
+def ensure_model(client: MlflowClient, name: str) -> None:
+    """Make one of both models where it is not there."""
+    registry.ensure_model(client, name, MODELS[name])
+
+
 def open_registry(tracking_uri: str) -> MlflowClient:
     """A client of the registry at `tracking_uri`; a SQLite file is made where there is none.
 

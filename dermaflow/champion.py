@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dermaflow import registry
+from dermaflow.access import ensure_model
 from dermaflow.errors import InputError
-from dermaflow.ledger import Entry, HeadMovedError, Kind, Ledger
+from dermaflow.ledger import Entry, HeadMovedError, Kind, Ledger, account
+from dermaflow.refusals import APPROVER, RefusedError, refusals_told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from dermaflow.records import Version
 
 ENTRY_TAG = registry.TAG + "ledger_entry"
+MOVER_TAG = registry.TAG + "mover"  # on the model dermaflow: who was last about to move the champion
 MOVES = ("promotion", "rollback")
 MEND = "look with: dermaflow verify, and mend with: dermaflow verify --repair"
 
@@ -73,6 +76,30 @@ def require_settled(client: MlflowClient, ledger: Ledger, seen: Sequence[Entry])
             f"alias {registry.CHAMPION} is on {told(now)}, but by the ledger it is {in_ledger(due, wanted)}: another move is "
             f"being made, was cut off, or was made by hand. Nothing was moved; {MEND}"
         )
+
+
+def may_move(client: MlflowClient) -> bool:
+    """Whether a server lets this account move the champion (`require_mover`); of an embedded registry everybody may."""
+    try:
+        require_mover(client)
+    except RefusedError:
+        return False
+    return True
+
+
+@refusals_told(APPROVER)
+def require_mover(client: MlflowClient) -> None:
+    """Refuse an account that may not move the champion, before anything is written of it.
+
+    MLflow tells by trying alone: a tag on the model takes the same right as a new version and an alias.
+
+    Raises
+    ------
+    RefusedError
+        when the server does not let this account.
+    """
+    ensure_model(client, registry.PRODUCTION_MODEL)
+    client.set_registered_model_tag(registry.PRODUCTION_MODEL, MOVER_TAG, account())
 
 
 def record_move(ledger: Ledger, kind: Kind, body: dict[str, Any], seen: Sequence[Entry]) -> Entry:
@@ -126,7 +153,7 @@ def settle_copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
             f"entry {promotion.number} of the ledger promoted {candidate['name']} version {candidate['version']}, which is not "
             "in the registry any more; bring the registry back from its backup, or roll back to another version"
         ) from error
-    registry.ensure_model(client, registry.PRODUCTION_MODEL, "What promotion copied here; the alias champion is in use.")
+    ensure_model(client, registry.PRODUCTION_MODEL)
     # not copy_model_version: that asks for the right to make models first, which an approver need not have
     created = client.create_model_version(
         registry.PRODUCTION_MODEL,

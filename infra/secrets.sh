@@ -5,7 +5,7 @@ set -euo pipefail
 umask 077
 
 folder=${1:?"usage: infra/secrets.sh FOLDER"}
-mkdir -p "$folder"/{postgres,mlflow,s3}
+mkdir -p "$folder"/{postgres,mlflow/accounts,s3}
 top=$(git -C "$folder" rev-parse --show-toplevel 2>/dev/null || true)
 if [ -n "$top" ] && ! git -C "$folder" check-ignore --quiet "$folder/s3/s3.json"; then
   echo "error: $folder is in the repository $top and git does not ignore it: its secrets would be committed; name another" >&2
@@ -24,11 +24,15 @@ once "$folder/postgres/mlflow-password"
 once "$folder/mlflow/admin-password"
 once "$folder/mlflow/flask-secret-key"
 
-# A user of MLflow for runs; kubernetes/README.md says how MLflow comes to know it.
-if [ ! -s "$folder/mlflow/ci.env" ]; then
-  printf 'MLFLOW_TRACKING_USERNAME=dermaflow-ci\nMLFLOW_TRACKING_PASSWORD=%s\n' "$(secret)" > "$folder/mlflow/ci.env.part"
-  mv "$folder/mlflow/ci.env.part" "$folder/mlflow/ci.env"
-fi
+# Accounts on MLflow: NAME.env for who acts as one, and the password alone, by the account's name, for `dermaflow roles`.
+for role in ci approver auditor; do
+  file="$folder/mlflow/$role.env"
+  if [ ! -s "$file" ]; then
+    printf 'MLFLOW_TRACKING_USERNAME=dermaflow-%s\nMLFLOW_TRACKING_PASSWORD=%s\n' "$role" "$(secret)" > "$file.part"
+    mv "$file.part" "$file"
+  fi
+  sed -n 's/^MLFLOW_TRACKING_PASSWORD=//p' "$file" | tr -d '\n' > "$folder/mlflow/accounts/dermaflow-$role"
+done
 
 # Who may do what in S3: NAME ACTION...; SeaweedFS has no finer rights than these. Object lock keeps the ledger all the same.
 identities=(
@@ -36,6 +40,8 @@ identities=(
   "mlflow Read:dermaflow-artifacts Write:dermaflow-artifacts List:dermaflow-artifacts"
   "steps Read:dermaflow-data List:dermaflow-data Read:dermaflow-artifacts Write:dermaflow-artifacts List:dermaflow-artifacts"
   "register Read:dermaflow-ledger Write:dermaflow-ledger List:dermaflow-ledger"
+  "approver Read:dermaflow-ledger Write:dermaflow-ledger List:dermaflow-ledger"
+  "auditor Read:dermaflow-ledger List:dermaflow-ledger"
   "trigger Read:dermaflow-data List:dermaflow-data Read:dermaflow-artifacts Write:dermaflow-artifacts List:dermaflow-artifacts"
   "backup Read:dermaflow-backups Write:dermaflow-backups List:dermaflow-backups"
 )

@@ -17,6 +17,7 @@ from dermaflow.ledger import Entry, Ledger, account
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
 from dermaflow.records import Registered
+from dermaflow.refusals import APPROVER, refusals_told
 from pipelines.judging import registered_version
 from pipelines.version_checks import check_version, compared_again, origin
 
@@ -40,6 +41,7 @@ class Place:
         return cls(open_registry(params.register_.tracking_uri), open_ledger(params.register_))
 
 
+@refusals_told(APPROVER)
 def promote(model: str, params: Params, *, approver: str | None = None, dry_run: bool = False) -> dict[str, Any]:
     """Judge a registered candidate again, from its evidence, and make it champion where the policy lets it be.
 
@@ -69,8 +71,10 @@ def promote(model: str, params: Params, *, approver: str | None = None, dry_run:
     key = registration.body["key"]
     if approver is not None:
         _refuse_approver(approver, seen, key, policy)
-    case = _case(place, seen, version, registration)
     mode: Mode = "disabled" if params.promote.mode == "disabled" else "dry_run" if dry_run else "enabled"
+    if mode == "enabled":
+        moves.require_mover(place.client)
+    case = _case(place, seen, version, registration)
     also = [approver] if approver else []
     judged = weigh(place.client, seen, case, policy, params.promote.policy, mode, recorded.PERSON, also)
     if dry_run or mode == "disabled":
@@ -91,6 +95,7 @@ def promote(model: str, params: Params, *, approver: str | None = None, dry_run:
     }
 
 
+@refusals_told(APPROVER)
 def waive(gate: str, model: str, reason: str, until: str, params: Params) -> Entry:
     """Let a gate not count for one version until a day, by the ledger; the next decision on it heeds that.
 
@@ -112,6 +117,7 @@ def waive(gate: str, model: str, reason: str, until: str, params: Params) -> Ent
     day = _day(until)
     place = Place.of(params)
     version, registration = _candidate(place, place.ledger.entries(), model, params)
+    moves.require_mover(place.client)
     body = {
         "gate": gate,
         "model": version.name,
@@ -123,6 +129,7 @@ def waive(gate: str, model: str, reason: str, until: str, params: Params) -> Ent
     return place.ledger.append("waiver", body)
 
 
+@refusals_told(APPROVER)
 def roll_back(to: int | None, reason: str, params: Params) -> dict[str, Any]:
     """Make an earlier champion champion again.
 
@@ -153,6 +160,7 @@ def roll_back(to: int | None, reason: str, params: Params) -> dict[str, Any]:
         raise InputError(f"{_copied(in_use)} is the first champion; say which version to go to: --to VERSION")
     if target == in_use:
         raise InputError(f"version {to} of {registry.PRODUCTION_MODEL} is champion already")
+    moves.require_mover(place.client)
     before = moves.champion_version(place.client)
     body = {
         "model": registry.PRODUCTION_MODEL,

@@ -15,7 +15,8 @@ import typer
 from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
-from pipelines import cluster_cli, show
+from dermaflow.refusals import READER, refusals_told
+from pipelines import cluster_cli, roles_cli, show
 from pipelines.images import LOCK
 from pipelines.images_cli import images_app
 from pipelines.options import Host, Images, Json, Namespace, On, Profile, Sets
@@ -36,6 +37,7 @@ app.add_typer(models_app, name="models")
 app.add_typer(images_app, name="images")
 
 cluster_cli.add_to(app)
+roles_cli.add_to(app)
 
 
 @app.command()
@@ -291,6 +293,8 @@ def models(context: typer.Context, profile: Profile = "default", overrides: Sets
     client = open_registry(params.register_.tracking_uri)
     with collection_paused():
         versions = registry.list_versions(client)
+    if not versions:  # who may not read a model is told of none
+        registry.version_of(client, registry.PRODUCTION_MODEL, registry.CHAMPION)
     if as_json:
         show.print_json(versions)
     else:
@@ -528,7 +532,8 @@ def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
     set_environment()
     try:
-        result: Any = app(standalone_mode=False)
+        with refusals_told(READER):
+            result: Any = app(standalone_mode=False)
     except DermaflowError as error:
         show.error(str(error))
         sys.exit(error.exit_code)

@@ -1,7 +1,7 @@
 """What a run on the cluster needs, looked at before it is submitted: each fault is one line that says what to do about it.
 
 It is looked at with the rights of whoever asks; pods have their own (infra/kubernetes), which only a run shows. Nothing is
-changed, but for a probe run in MLflow, which is deleted at once: whether one may write there can not be known otherwise.
+changed, but for a tag on the experiment in MLflow: whether one may write there can not be known otherwise.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dermaflow import registry
 from dermaflow.errors import InputError
 from dermaflow.params import Params
+from dermaflow.refusals import CI, CREDENTIALS
 from dermaflow.storage import S3, Bucket, split_uri
 from pipelines import cluster, graph, image_registry, provision
 from pipelines.images import LOCK
@@ -175,12 +176,11 @@ def _look_at_registry(request: Request) -> str:
     client = registry.connect(uri)
     try:
         experiment = registry.experiment_id(client, uri, request.params.register_.experiment)
-        probe = client.create_run(experiment, run_name="probe of dermaflow check", tags={registry.TAG + "probe": "true"})
-        client.delete_run(probe.info.run_id)
+        client.set_experiment_tag(experiment, registry.TAG + "probe", "dermaflow check")  # takes the right that runs take
     except MlflowException as error:
         raise InputError(
-            f"register.tracking_uri: {uri} lets this user read and not write ({error.error_code}); give it EDIT on the "
-            f"experiment {request.params.register_.experiment}, or MLFLOW_TRACKING_USERNAME and _PASSWORD of one that has it"
+            f"register.tracking_uri: {uri} lets this user read and not write ({error.error_code}); set {CREDENTIALS} to "
+            f"those of {CI}, or let the server's administrator look at its rights: dermaflow roles --check"
         ) from error
     return f"{uri}: may read and write {request.params.register_.experiment}"
 

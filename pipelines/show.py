@@ -432,6 +432,22 @@ def verified(result: dict[str, Any]) -> None:
     out.print(f"Versions looked at: {versions}. {verdict}")
 
 
+def roles(result: dict[str, Any]) -> None:
+    """`dermaflow roles`: what was done, what differs, and who else may change something."""
+    for item in result["done"]:
+        out.print(f"[green]done[/] {escape(item['subject'])}: {escape(item['found'])}; {escape(item['wanted'])}")
+    if result["differs"]:
+        table = Table("what", "is", "to be", "")
+        for item in result["differs"]:
+            table.add_row(
+                *(escape(item[name]) for name in ("subject", "found", "wanted")), "" if item["mendable"] else "[red]by hand[/]"
+            )
+        out.print(table)
+    for name, rights in result["others"].items():
+        out.print(f"Not in the table, and may change something: {escape(name)} ({escape(rights)})")
+    out.print("[green]all is as the table has it[/]" if result["ok"] else f"[red]{len(result['differs'])} differences[/]")
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 

@@ -20,6 +20,7 @@ from dermaflow.ledger import Entry, Head, Ledger, head_of, read_anchor, unanchor
 from dermaflow.params import Params
 from dermaflow.policy import Policy, read_policy
 from dermaflow.records import Records, Registered, Version, made_for, version_with
+from dermaflow.refusals import ADMINISTRATOR, refusals_told
 from pipelines.judging import registered_version
 from pipelines.replay import Again
 from pipelines.version_checks import Finding, check_version, origin
@@ -200,6 +201,7 @@ def _challenger_findings(
         yield Finding("challenger_moved", where, detail, "the alias is set to what the ledger says")
 
 
+@refusals_told(ADMINISTRATOR)
 def _repair(client: MlflowClient, ledger: Ledger, findings: Sequence[Finding]) -> None:
     """Let the registry follow the ledger, which is told first what was found."""
     ledger.append("repair", {"findings": [finding.to_dict() for finding in findings]})

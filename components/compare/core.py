@@ -16,10 +16,12 @@ from dermaflow.dataset import Dataset
 from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
 from dermaflow.params import EvaluateParams, RegisterParams
+from dermaflow.refusals import CI, refusals_told
 
 METRIC = "balanced_accuracy"
 
 
+@refusals_told(CI)
 def compare(
     dataset: Path, splits: Path, masks: Path, evaluation: Path, params: EvaluateParams, register: RegisterParams, target: Path
 ) -> dict[str, Any]:

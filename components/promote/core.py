@@ -20,6 +20,7 @@ from dermaflow.ledger import Entry, HeadMovedError, Ledger
 from dermaflow.params import PromoteParams, RegisterParams
 from dermaflow.policy import Policy, policy_digest
 from dermaflow.records import Records, Registered, Version, made_for
+from dermaflow.refusals import CI, refusals_told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -56,6 +57,7 @@ class Case:
         return {"name": self.model, "version": self.version, "key": self.key, "mlflow_run_id": self.mlflow_run_id}
 
 
+@refusals_told(CI)
 def promote(
     registration: Path,
     comparison: Path,
@@ -77,7 +79,8 @@ def promote(
     Returns
     -------
     The content of decision.json. `outcome` is promoted, already_champion, would_promote (every gate passed, nothing moved:
-    a dry run), awaiting_approval (every gate passed, people have to agree), refused (some gate failed) or disabled.
+    a dry run, or an account that its server does not let move the champion), awaiting_approval (every gate passed, people
+    have to agree), refused (some gate failed) or disabled.
 
     Raises
     ------
@@ -107,7 +110,8 @@ def promote(
         comparison=None if same else compared,
     )
     seen = ledger.entries()
-    judged = weigh(client, seen, case, policy, params.policy, params.mode, recorded.PIPELINE)
+    mode: Mode = "dry_run" if params.mode == "enabled" and not moves.may_move(client) else params.mode
+    judged = weigh(client, seen, case, policy, params.policy, mode, recorded.PIPELINE)
     entry = ledger.append("decision", judged)
     try:
         if judged["decided"] == "promote":

@@ -15,7 +15,7 @@ from components.register import origins
 from components.register.bundle import SCHEMA, checked
 from components.register.card import model_card
 from dermaflow import contracts, registry
-from dermaflow.access import open_ledger, open_registry
+from dermaflow.access import ensure_model, open_ledger, open_registry
 from dermaflow.artifacts import (
     ARTIFACT_FILE,
     bytes_digest,
@@ -34,6 +34,7 @@ from dermaflow.lineage import environment
 from dermaflow.params import RegisterParams, SplitParams, flat
 from dermaflow.recorded import first_with_key, looks_at, registration_of
 from dermaflow.records import files_of, model_files
+from dermaflow.refusals import CI, refusals_told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -84,6 +85,7 @@ class Evidence:
         return {field.name: getattr(self, field.name) for field in fields(self) if field.type == "Path"}
 
 
+@refusals_told(CI)
 def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: Ledger | None = None) -> dict[str, Any]:
     """Register the candidate, or find the version that the same model and evidence made before.
 
@@ -109,9 +111,7 @@ def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: L
     facts = gather_facts(evidence)
     client = open_registry(params.tracking_uri)
     ledger = ledger or open_ledger(params)
-    registry.ensure_model(
-        client, registry.CANDIDATE_MODEL, "What the pipeline trains; the alias challenger is the newest candidate."
-    )
+    ensure_model(client, registry.CANDIDATE_MODEL)
     _record_look(ledger, evidence, facts)
     entry = registration_of(ledger.entries(), facts["key"])
     created = entry is None

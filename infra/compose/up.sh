@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The local stack: makes what it needs the first time, builds MLflow's image, starts everything, and waits until it answers.
+# The local stack: makes what it needs the first time, builds MLflow's image, starts everything, waits until it answers, and sets
+# up MLflow's roles.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -13,5 +14,6 @@ if [ "$user" = 0 ]; then
 fi
 printf 'DERMAFLOW_UID=%s\nDERMAFLOW_GID=%s\n' "$user" "$group" > .env
 docker compose up --build --detach --wait "$@"
-echo "MLflow: http://127.0.0.1:5000, user admin, password in infra/compose/secrets/mlflow/admin-password" >&2
+docker compose run --rm --no-TTY roles >&2
+echo "MLflow: http://127.0.0.1:5000, accounts in infra/compose/secrets/mlflow: ci.env, approver.env, auditor.env, admin-password" >&2
 echo "S3:     http://127.0.0.1:8333, keys in infra/compose/secrets/s3" >&2

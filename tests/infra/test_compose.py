@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ BASE = [item for path in (KUBERNETES / "base").rglob("*.yaml") for item in docum
 def config() -> dict[str, Any]:
     """What compose makes of the file."""
     environment = {**os.environ, "DERMAFLOW_UID": "1000", "DERMAFLOW_GID": "1000"}
-    return json.loads(passes(checker("docker-compose"), "--file", FILE, "config", "--format", "json", env=environment))
+    return json.loads(
+        passes(checker("docker-compose"), "--file", FILE, "--profile", "roles", "config", "--format", "json", env=environment)
+    )
 
 
 def test_without_the_script_it_says_what_to_run():
@@ -43,7 +46,7 @@ def test_services_are_restricted(config: dict[str, Any]):
         assert service["user"] == "1000:1000", name
         assert service["security_opt"] == ["no-new-privileges:true"], name
         assert service["mem_limit"], name
-        assert name == "buckets" or "healthcheck" in service, name
+        assert name in ("buckets", "roles") or "healthcheck" in service, name
 
 
 def test_secrets_are_files_that_git_ignores(config: dict[str, Any]):
@@ -71,6 +74,25 @@ def test_settings_are_those_of_the_manifests(config: dict[str, Any]):
             assert option in command
         else:
             assert argument.replace("$(ARTIFACTS_BUCKET)", "dermaflow-artifacts") in command, value
+
+
+def test_roles_are_set_up_as_in_the_cluster(config: dict[str, Any]):
+    """The same module with the same experiment, by an image that has what the module imports."""
+    command = config["services"]["roles"]["command"][-1]
+    there = dict(argument.split("=", 1) for argument in arguments_of("jobs/roles.yaml", "Job"))
+    assert f"--experiment={there['--experiment']}" in command
+    mounted = {volume["target"]: volume["source"] for volume in config["services"]["roles"]["volumes"]}
+    assert mounted["/etc/dermaflow/roles.yaml"] == str(ROOT / "mlflow" / "roles.yaml")
+    assert mounted["/run/accounts"] == str(INFRA / "compose" / "secrets" / "mlflow" / "accounts")
+    program = """if True:
+        import sys, dermaflow.server_roles
+        from importlib.metadata import packages_distributions
+        of = packages_distributions()
+        print(*{name.lower().replace("_", "-") for module in list(sys.modules) for name in of.get(module.split(".")[0], ())})"""
+    needed = set(passes(sys.executable, "-c", program).split()) - {"dermaflow", "setuptools"}
+    locked = (INFRA / "mlflow" / "requirements.txt").read_text()
+    assert {name for name in needed if f"\n{name}==" not in f"\n{locked}"} == set()
+    assert {"pydantic", "pyyaml"} <= needed
 
 
 def test_dockerfile_of_mlflow_passes():

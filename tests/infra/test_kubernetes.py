@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dermaflow.params import load_params
+from dermaflow.roles import read_table as read_roles
 from pipelines.provision import read_table
 from tests.infra import manifests
 from tests.infra.checkers import (
@@ -96,6 +98,8 @@ def test_secrets_of_the_readme_are_those_that_pods_ask_for(objects: list[manifes
                 assert reference["key"] in secrets[reference["name"]], name
     assert secrets["dermaflow-s3-steps"] == {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"}
     assert secrets["dermaflow-mlflow"] == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    accounts = {account for _, account in read_roles(ROOT / "mlflow" / "roles.yaml").pairs}
+    assert secrets["dermaflow-mlflow-accounts"] == {"roles.yaml", *accounts}
     assert secrets["dermaflow-s3-identities"] == {"s3.json"}  # the name that the server's arguments have
 
 
@@ -164,7 +168,7 @@ def test_only_who_must_speaks_with_whom(objects: list[manifests.Object]):
     pods["a step"] = {"workflows.argoproj.io/workflow": "dermaflow-x"}
     pods["a stranger"] = {"app": "stranger"}
     meant = {
-        ("a step", "mlflow", 5000), ("trigger", "mlflow", 5000),
+        ("a step", "mlflow", 5000), ("trigger", "mlflow", 5000), ("roles", "mlflow", 5000),
         ("mlflow", "postgres", 5432), ("backup", "postgres", 5432),
         ("a step", "s3", 8333), ("mlflow", "s3", 8333), ("trigger", "s3", 8333), ("buckets", "s3", 8333),
         ("backup", "s3", 8333),
@@ -234,7 +238,7 @@ def test_the_policy_refuses_what_is_no_digest_and_passes_what_is(tmp_path: Path)
     by_tag = built(copy / "overlays" / "prod")
     by_digest = re.sub(r"(registry\.test/dermaflow/\S+):1\.0", rf"\1@sha256:{'0' * 64}", by_tag)
     assert by_digest != by_tag
-    for text, refused in ((by_tag, {"mlflow", "trigger", "backup"}), (by_digest, set())):
+    for text, refused in ((by_tag, {"mlflow", "trigger", "backup", "roles"}), (by_digest, set())):
         (tmp_path / "all.yaml").write_text(text)
         answer = subprocess.run(
             [python, Path(__file__).with_name("admission.py"), tmp_path / "all.yaml"],
@@ -255,6 +259,17 @@ def test_ledger_is_locked_everywhere(objects: list[manifests.Object]):
     settings = {item["name"]: item.get("value") for item in job["spec"]["containers"][0]["env"]}
     assert settings["LEDGER_MODE"] in ("GOVERNANCE", "COMPLIANCE")
     assert int(settings["LEDGER_DAYS"]) >= 1
+
+
+def test_roles_are_set_up_as_the_command_does(objects: list[manifests.Object]):
+    """The same table, experiment and administrator; and an account of ci has the rights that pods need on MLflow."""
+    container = manifests.pod_templates(objects)["Job/roles"]["spec"]["containers"][0]
+    arguments = dict(argument.split("=", 1) for argument in container["args"])
+    assert arguments["--experiment"] == load_params("default", root=ROOT).register_.experiment
+    assert set(arguments) == {"--tracking-uri", "--experiment", "--table", "--passwords"}
+    mounted = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert arguments["--passwords"] == mounted["accounts"]
+    assert arguments["--table"] == f"{mounted['accounts']}/roles.yaml"
 
 
 @pytest.mark.parametrize("folder", ["", "kubernetes", "terraform", "compose", "mlflow"])

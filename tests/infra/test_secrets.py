@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dermaflow.roles import read_table
 from tests.infra.checkers import INFRA
 from tests.workspace import ROOT
 
@@ -42,11 +43,22 @@ def test_each_identity_has_its_own_key(tmp_path: Path):
     make(tmp_path / "a")
     identities = json.loads((tmp_path / "a" / "s3" / "s3.json").read_text())["identities"]
     secrets = {item["name"]: item["credentials"][0]["secretKey"] for item in identities}
-    assert set(secrets) == {"admin", "mlflow", "steps", "register", "trigger", "backup"}
+    assert set(secrets) == {"admin", "mlflow", "steps", "register", "approver", "auditor", "trigger", "backup"}
     assert len(set(secrets.values())) == len(secrets)
     for name, secret in secrets.items():
         assert f"AWS_SECRET_ACCESS_KEY={secret}\n" in (tmp_path / "a" / "s3" / f"{name}.env").read_text()
     assert [item["name"] for item in identities if "Admin" in item["actions"]] == ["admin"]
+
+
+def test_accounts_of_mlflow_are_those_of_the_table_of_roles(tmp_path: Path):
+    """Each with a file for who acts as it, and the password alone for `dermaflow roles`."""
+    make(tmp_path / "a")
+    made = contents(tmp_path / "a" / "mlflow")
+    accounts = read_table(ROOT / "mlflow" / "roles.yaml").pairs
+    assert {name for name in made if name.startswith("accounts/")} == {f"accounts/{account}" for _, account in accounts}
+    for role, account in accounts:
+        password = made[f"accounts/{account}"]
+        assert made[f"{role}.env"] == f"MLFLOW_TRACKING_USERNAME={account}\nMLFLOW_TRACKING_PASSWORD={password}\n"
 
 
 def test_a_folder_that_git_would_commit_is_refused(tmp_path: Path):

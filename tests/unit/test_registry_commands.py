@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+import subprocess
+import sys
 from contextlib import chdir, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -48,6 +52,27 @@ def test_verify_ends_with_0_when_all_holds_and_with_1_and_the_findings_when_not(
     assert "the alias is on dermaflow version 1, but by the ledger it is on version 2" in finding["detail"]
     code, out, _ = call(used, "verify", "--repair", "--json")
     assert (code, [item["name"] for item in json.loads(out)["mended"]]) == (0, ["champion_moved"])
+
+
+def test_a_backup_is_brought_back_by_the_lines_of_the_docs(used: Registry, tmp_path: Path):
+    """mlflow/README.md's lines for an embedded registry, which keeps its paths: everything was lost, and all holds again."""
+    docs = (ROOT / "mlflow" / "README.md").read_text().split("## Backup and restore")[1]
+    save, restore = re.findall(r"```bash\n(.*?)```", docs, re.DOTALL)[:2]
+    anchor = tmp_path / "anchor.json"
+    assert call(used, "anchor", str(anchor))[0] == 0
+    place = tmp_path / "place"
+    place.mkdir()
+    (place / ".venv" / "bin").mkdir(parents=True)
+    (place / ".venv" / "bin" / "python").symlink_to(sys.executable)
+    (place / ".dermaflow").symlink_to(used.folder)
+    subprocess.run(["sh", "-euc", save], cwd=place, check=True)
+    policy = used.policy.read_text()
+    shutil.rmtree(used.folder)
+    used.folder.mkdir()
+    used.policy.write_text(policy)
+    subprocess.run(["sh", "-euc", restore], cwd=place, check=True)
+    code, out, err = call(used, "verify", "--all", "--anchor", str(anchor), "--json")
+    assert (code, len(json.loads(out)["versions"])) == (0, 4), err
 
 
 def test_an_anchor_is_kept_and_held_against_the_ledger(used: Registry, tmp_path: Path):
