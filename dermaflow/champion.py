@@ -16,7 +16,7 @@ from dermaflow import registry
 from dermaflow.access import ensure_model
 from dermaflow.errors import InputError
 from dermaflow.ledger import Entry, HeadMovedError, Kind, Ledger, account
-from dermaflow.refusals import APPROVER, RefusedError, refusals_told
+from dermaflow.refusals import ADMINISTRATOR, APPROVER, RefusedError, refusal, refusals_told
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -89,7 +89,7 @@ def may_move(client: MlflowClient) -> bool:
 
 @refusals_told(APPROVER)
 def require_mover(client: MlflowClient) -> None:
-    """Refuse an account that may not move the champion, before anything is written of it.
+    """Refuse an account that its server does not let move the champion, before anything is written of the move.
 
     MLflow tells by trying alone: a tag on the model takes the same right as a new version and an alias.
 
@@ -98,8 +98,16 @@ def require_mover(client: MlflowClient) -> None:
     RefusedError
         when the server does not let this account.
     """
-    ensure_model(client, registry.PRODUCTION_MODEL)
-    client.set_registered_model_tag(registry.PRODUCTION_MODEL, MOVER_TAG, account())
+    import mlflow
+    from mlflow.exceptions import MlflowException
+
+    if not mlflow.get_tracking_uri().startswith("http"):
+        return
+    try:
+        client.set_registered_model_tag(registry.PRODUCTION_MODEL, MOVER_TAG, account())
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":  # the model is made when a copy is
+            raise
 
 
 def record_move(ledger: Ledger, kind: Kind, body: dict[str, Any], seen: Sequence[Entry]) -> Entry:
@@ -167,11 +175,29 @@ def settle_copy(client: MlflowClient, promotion: Entry) -> ModelVersion:
 
 
 def the_one_that_counts(client: MlflowClient, created: ModelVersion, entry: Entry) -> ModelVersion:
-    """The version that was made for an entry first; where another process was, the one made just now is taken away again."""
+    """The version that was made for an entry first; where another process was, the one made just now is taken away again.
+
+    Raises
+    ------
+    RefusedError
+        when a server does not let this account take it away.
+    """
+    from mlflow.exceptions import MlflowException
+
     found = version_made_for(client, created.name, entry)
     assert found is not None
-    if found.version != created.version:
+    if found.version == created.version:
+        return found
+    try:
         client.delete_model_version(created.name, str(created.version))
+    except MlflowException as error:
+        if refusal(error) is None:
+            raise
+        raise RefusedError(
+            f"{created.name} version {found.version} was made by another process at the same moment, and counts. Version "
+            f"{created.version} is one too many, and the account {account()!r} may not delete it: let {ADMINISTRATOR} do that, "
+            "then start the same again"
+        ) from error
     return found
 
 

@@ -20,6 +20,7 @@ import yaml
 from components.register.core import Evidence, register
 from dermaflow import registry
 from dermaflow.access import open_registry
+from dermaflow.champion import ENTRY_TAG, the_one_that_counts
 from dermaflow.refusals import RefusedError
 from dermaflow.roles import ROLES
 from tests.infra.checkers import INFRA, documents
@@ -334,6 +335,19 @@ def test_only_ci_registers(flow: Flow, roles: Deployment, finished_evidence: Evi
         register(replace(finished_evidence, commit=COMMIT), flow.served.settings, tmp_path / "registration")
 
 
+def test_a_version_that_is_one_too_many_is_named(flow: Flow, roles: Deployment):
+    """Two processes registered the same at once: the second may not delete its version, and says whose work that is."""
+    with roles.acting_as("ci"):
+        client, entries = open_registry(roles.url), flow.served.ledger.entries()
+        entry = next(entry for entry in entries if entry.kind == "registration")
+        tags = {ENTRY_TAG: str(entry.number)}
+        created = client.create_model_version(CANDIDATE, f"models:/{CANDIDATE}/1", tags=tags)
+        with pytest.raises(RefusedError, match=f"Version {created.version} is one too many.*'dermaflow-ci'.*administrator"):
+            the_one_that_counts(client, created, entry)
+    with roles.acting_as("admin"):
+        open_registry(roles.url).delete_model_version(CANDIDATE, created.version)
+
+
 def test_strangers_are_told_what_to_set(flow: Flow, roles: Deployment, workspace: Workspace):
     for command in (
         ("models",),
@@ -369,7 +383,7 @@ class Tried:
     """Each act of the table, tried on things made for it: true when it was done, false when it was refused."""
 
     def __init__(self, deployment: Deployment, flow: Flow) -> None:
-        self.deployment = deployment
+        self.deployment, self.cleared = deployment, False
         with deployment.acting_as("admin"):
             self.client = open_registry(deployment.url)
             candidate = self.client.get_model_version(CANDIDATE, "1")
@@ -387,6 +401,7 @@ class Tried:
 
     def clear(self) -> None:
         """Take away what was made for the tries."""
+        self.cleared = True
         with self.deployment.acting_as("admin"):
             for name in (CANDIDATE, PRODUCTION):
                 for version in self.client.search_model_versions(f"name = '{name}'"):
@@ -495,7 +510,8 @@ class Tried:
 def tried(roles: Deployment, flow: Flow) -> Iterator[Tried]:
     made = Tried(roles, flow)
     yield made
-    made.clear()
+    if not made.cleared:
+        made.clear()
 
 
 def test_the_table_has_a_column_for_each_role():
