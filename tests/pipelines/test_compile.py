@@ -366,7 +366,7 @@ def test_each_task_has_a_component_and_a_command(task):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_component_is_thin(step):
     for path in (ROOT / "components" / step).rglob("component.py"):
-        assert len(path.read_text().splitlines()) <= 44, path  # register's signature alone has 19 lines
+        assert len(path.read_text().splitlines()) <= 47, path  # register's signature alone has 23 lines
 
 
 def test_the_steps_are_the_folders_there_are():
