@@ -41,9 +41,7 @@ def register(
     with step("register"):
         of_data = (dataset, report, splits_report, masks_and_plan_report, predictions_report, masks, splits, plan)
         folders = [Path(item.path) for item in (*of_data, model, evaluation, selection, comparison, explanation)]
-        told = (params, run_id, source_digest, pipeline_digest, commit)
         pooled = tuple(Path(item.path) for item in out_of_fold or ())
-        info = core.register(
-            core.Evidence(*folders, *told, pooled, job_id, images), RegisterParams.from_json(register), Path(registration.path)
-        )
+        evidence = core.Evidence(*folders, params, run_id, source_digest, pipeline_digest, commit, pooled, job_id, images)
+        info = core.register(evidence, RegisterParams.from_json(register), Path(registration.path))
         registration.metadata.update(model=info["model"], version=info["version"])
