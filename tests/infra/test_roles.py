@@ -304,6 +304,13 @@ def test_an_auditor_sees_it_all_and_it_holds(flow: Flow, command: Callable[..., 
     assert command("auditor", "verify", str(tmp_path / "dossier"), "--json").json["ok"]
 
 
+def test_files_come_through_the_server(flow: Flow, roles: Deployment):
+    """The address of the object store that the server would hand out is one that people need not reach."""
+    told = roles.log.read_text()
+    assert "GET /api/2.0/mlflow-artifacts/artifacts/" in told
+    assert "presigned" not in told
+
+
 @pytest.mark.parametrize(
     ("role", "arguments", "whose"),
     [
@@ -319,14 +326,15 @@ def test_an_auditor_sees_it_all_and_it_holds(flow: Flow, command: Callable[..., 
     ],
 )
 def test_commands_of_another_role_write_nothing(
-    flow: Flow, command: Callable[..., Told], role: str, arguments: tuple[str, ...], whose: str
+    flow: Flow, command: Callable[..., Told], tmp_path: Path, role: str, arguments: tuple[str, ...], whose: str
 ):
-    before = command("auditor", "verify", *sets(flow.served), "--json").json["ledger"]
+    head = ("anchor", str(tmp_path / "anchor.json"), *sets(flow.served), "--json")
+    before = command("auditor", *head).json
     told = command(role, *arguments, *sets(flow.served)).refused
     assert f"does not let the account 'dermaflow-{role}' do this" in told
     assert whose in told
     assert "dermaflow roles --check" in told
-    assert command("auditor", "verify", *sets(flow.served), "--json").json["ledger"] == before
+    assert command("auditor", *head).json == before
 
 
 def test_only_ci_registers(flow: Flow, roles: Deployment, finished_evidence: Evidence, tmp_path: Path):
@@ -557,11 +565,10 @@ def test_backup_is_brought_back_into_empty_servers(
     dump = backup["spec"]["jobTemplate"]["spec"]["template"]["spec"]["initContainers"][0]
     line = dump["args"][0].replace("/backup/", f"{roles.postgres.folder}/")
     assert roles.postgres.run(*dump["command"], line, **roles.postgres.environment).returncode == 0
-    before = command("auditor", "verify", "--all", *sets(flow.served), "--json").json
-    entries = before["ledger"]["entries"]
+    before = command("auditor", "anchor", str(tmp_path / "anchor.json"), *sets(flow.served), "--json").json
     saved = re.search(r"s3://dermaflow-ledger: (\d+) objects, \1 of them new", copied(roles.stack, "save"))
     assert saved
-    assert int(saved[1]) >= entries  # and what the table's acts may have put beside
+    assert int(saved[1]) >= before["number"]  # and what the table's acts may have put beside
     assert ", 0 of them new" in copied(roles.stack, "save"), "it goes on where it was"
 
     with (
@@ -583,8 +590,15 @@ def test_backup_is_brought_back_into_empty_servers(
             assert workspace.run("roles", "--check", *sets(again)[:2], **as_admin).returncode == 0, "accounts came back too"
             keys = {key: value for key, value in stack.environment("auditor").items() if key.startswith("AWS_")}
             told = workspace.run(
-                "verify", "--all", "--anchor", str(flow.anchor), *sets(again), "--json", **roles.environment("auditor") | keys
+                "verify",
+                "--all",
+                "--anchor",
+                str(tmp_path / "anchor.json"),
+                *sets(again),
+                "--json",
+                **roles.environment("auditor") | keys,
             )
             assert told.returncode == 0, told.stderr
             after = json.loads(told.stdout)
-    assert (after["versions"], after["ledger"]) == (before["versions"], before["ledger"])
+    assert len(after["versions"]) == 4
+    assert after["ledger"]["head"] == {"number": before["number"], "digest": before["digest"]}
