@@ -444,7 +444,6 @@ class Tried:
             ),
             "delete the experiment": ("POST", "experiments/delete", {"experiment_id": self.experiment}),
             "delete a model": ("DELETE", "registered-models/delete", {"name": PRODUCTION}),
-            "rename a model": ("POST", "registered-models/rename", {"name": PRODUCTION, "new_name": other}),
             "make another model": ("POST", "registered-models/create", {"name": other}),
             "make another experiment": ("POST", "experiments/create", {"name": other}),
             "make an account": ("POST", "users/create", {"username": other, "password": "a-password-of-it"}),
@@ -463,6 +462,7 @@ class Tried:
                     "POST", "registered-models/alias", {"name": name, "alias": alias[name], "version": "2"},
                 ),
                 f"change a tag of a version of {name}": ("POST", "model-versions/set-tag", {**self.version[name], **tagged}),
+                f"rename {name}": ("POST", "registered-models/rename", {"name": name, "new_name": f"{name}-renamed"}),
                 f"delete a version of {name}": ("DELETE", "model-versions/delete", self.version[name]),
                 f"take the alias {alias[name]} away": (
                     "DELETE", "registered-models/alias", {"name": name, "alias": alias[name]},
@@ -541,6 +541,10 @@ def test_each_cell_of_the_table_is_as_it_says(roles: Deployment, tried: Tried, a
         else:
             answer = tried.act(act, roles.account(column))
             assert answer.status_code == (200 if cell == "yes" else 403), (act, column, answer.text)
+            if act.startswith("rename") and cell == "yes":
+                name = act.removeprefix("rename ")
+                with roles.acting_as("admin"):
+                    tried.client.rename_registered_model(f"{name}-renamed", name)
 
 
 def test_after_all_these_tries_everything_holds(roles: Deployment, tried: Tried, flow: Flow, command: Callable[..., Told]):
