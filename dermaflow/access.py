@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,14 @@ def ensure_model(client: MlflowClient, name: str) -> None:
     registry.ensure_model(client, name, MODELS[name])
 
 
+def files_through_server() -> None:
+    """Let MLflow fetch files through its server, unless it is told otherwise: before a thread is started that does.
+
+    By itself it asks for an address of the object store, which is one that the server knows and people need not reach.
+    """
+    os.environ.setdefault("MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD", "false")
+
+
 def open_registry(tracking_uri: str) -> MlflowClient:
     """A client of the registry at `tracking_uri`; a SQLite file is made where there is none.
 
@@ -36,6 +45,7 @@ def open_registry(tracking_uri: str) -> MlflowClient:
     import mlflow
     from mlflow.exceptions import MlflowException
 
+    files_through_server()
     is_new = tracking_uri.startswith(registry.SQLITE) and not Path(tracking_uri.removeprefix(registry.SQLITE)).exists()
     if is_new:
         return registry.connect(tracking_uri)

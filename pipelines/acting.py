@@ -150,6 +150,7 @@ def roll_back(to: int | None, reason: str, params: Params) -> dict[str, Any]:
     """
     _require_reason(reason)
     place = Place.of(params)
+    moves.require_mover(place.client)
     seen = place.ledger.entries()
     moves.require_settled(place.client, place.ledger, seen)
     in_use = moves.promotion_in_use(seen)
@@ -160,7 +161,6 @@ def roll_back(to: int | None, reason: str, params: Params) -> dict[str, Any]:
         raise InputError(f"{_copied(in_use)} is the first champion; say which version to go to: --to VERSION")
     if target == in_use:
         raise InputError(f"version {to} of {registry.PRODUCTION_MODEL} is champion already")
-    moves.require_mover(place.client)
     before = moves.champion_version(place.client)
     body = {
         "model": registry.PRODUCTION_MODEL,

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dermaflow.access import files_through_server
 from dermaflow.errors import DermaflowError, InputError
 from dermaflow.params import Params, load_params
 from dermaflow.progress import set_environment, told_to
@@ -531,6 +532,7 @@ def report(
 def main() -> None:
     """Entry point: an error meant for people is one message and its exit code."""
     set_environment()
+    files_through_server()
     try:
         with refusals_told(READER):
             result: Any = app(standalone_mode=False)

@@ -26,6 +26,7 @@ class Deployment:
     url: str
     stack: Stack
     postgres: Postgres
+    log: Path  # of MLflow
 
     def password(self, role: str) -> str:
         """The password of a role's account, or of the administrator."""
@@ -89,7 +90,7 @@ def deployed(folder: Path) -> Iterator[Deployment]:
             postgres_server((stack.secrets / "postgres" / "mlflow-password").read_text()) as postgres,
             served(folder / "mlflow", postgres, stack) as url,
         ):
-            yield Deployment(url, stack, postgres)
+            yield Deployment(url, stack, postgres, folder / "mlflow" / "log")
 
 
 @contextmanager

@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -37,7 +37,7 @@ class Postgres:
     folder: Path
     port: int
     owner: str | None
-    password: str
+    password: str = field(repr=False)
 
     def run(self, *command: str, script: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
         """A command as the server's owner."""
