@@ -7,6 +7,7 @@ it was judged on; what ingest would refuse is refused here for the same reason.
 
 from __future__ import annotations
 
+from importlib import import_module  # of steps' code: at work it lies beside the model; this package itself rests on no step
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,20 @@ _TOGETHER = 32  # images in the network at once
 class LesionClassifier(PythonModel):  # type: ignore[misc]
     """Loads a Model artifact and answers images.
 
-    Its model_config has `segment`, the parameters by which the model's images were segmented, used where the model wants masks,
-    and `max_pixels`, data.max_pixels: an image of more pixels is refused.
+    Its artifact `settings`, a JSON file, has `segment`, the parameters by which its images were segmented, used where the
+    model wants masks, and `max_pixels`, data.max_pixels: an image of more pixels is refused.
     """
 
     def load_context(self, context: Any) -> None:
         """Load model.keras and model.json."""
+        from dermaflow.artifacts import read_json
         from dermaflow.inference import settled
         from dermaflow.predict import load_model
 
         model, self.info = load_model(Path(context.artifacts["model"]))
         self.forward = settled(model)
-        self.segment, self.max_pixels = context.model_config["segment"], context.model_config["max_pixels"]
+        settings = read_json(Path(context.artifacts["settings"]))
+        self.segment, self.max_pixels = settings["segment"], settings["max_pixels"]
 
     def predict(
         self,
@@ -68,13 +71,11 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
 
     def _pixels(self, number: int, image: Any) -> npt.NDArray[np.uint8]:
         """One image as the model's Dataset would hold it, uint8 [size, size, 3]."""
-        from components.ingest.decode import RejectedError, decode, resize
-
-        size, mode = self.info["image_size"], self.info["resize"]
+        size, mode, decoding = self.info["image_size"], self.info["resize"], import_module("components.ingest.decode")
         if isinstance(image, bytes):
             try:
-                return decode(image, size, self.max_pixels, mode).pixels
-            except RejectedError as error:
+                return np.asarray(decoding.decode(image, size, self.max_pixels, mode).pixels)
+            except decoding.RejectedError as error:
                 raise _refused(number, str(error)) from error
         if not isinstance(image, np.ndarray):
             raise _refused(number, f"is {type(image).__name__}; give the bytes of a JPEG or PNG file, or an array")
@@ -82,16 +83,18 @@ class LesionClassifier(PythonModel):  # type: ignore[misc]
             raise _refused(number, f"{image.dtype} {list(image.shape)}; an array has to be uint8 RGB [height, width, 3]")
         if image.shape[0] * image.shape[1] > self.max_pixels:
             raise _refused(number, f"{image.shape[1]} x {image.shape[0]} pixels, data.max_pixels is {self.max_pixels}")
-        return resize(image, size, mode)
+        return np.asarray(decoding.resize(image, size, mode))
 
     def _inputs(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """What the network takes, float32 [n, size, size, channels]; masks as the pipeline draws them, where it wants them."""
-        from components.segment.kmeans_mask import lesion_mask
         from dermaflow.masking import apply_masks
         from dermaflow.params import SegmentParams
 
         mode, params = self.info["masks"], SegmentParams(**self.segment)
-        masks = None if mode == "none" else np.stack([lesion_mask(image, params).mask for image in images])
+        masks = None
+        if mode != "none":
+            segmenting = import_module("components.segment.kmeans_mask")
+            masks = np.stack([segmenting.lesion_mask(image, params).mask for image in images])
         return apply_masks(images, masks, mode).astype(np.float32)
 
 

@@ -383,12 +383,13 @@ def _log_model(evidence: Evidence, bundle: dict[str, Any]) -> Any:
         for name in _SERVED:
             Path(scratch, name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(package.parent / name, Path(scratch, name))
+        settings = Path(scratch, "serving.json")
+        write_json(settings, {"segment": params["segment"], "max_pixels": params["data"]["max_pixels"]})
         return mlflow.pyfunc.log_model(
             name="model",
             python_model=str(package / "serving.py"),
-            model_config={"segment": params["segment"], "max_pixels": params["data"]["max_pixels"]},
-            artifacts={"model": str(evidence.model)},
-            code_paths=[str(package), *(str(path) for path in Path(scratch).iterdir())],
+            artifacts={"model": str(evidence.model), "settings": str(settings)},
+            code_paths=[str(package), str(Path(scratch, "components"))],
             pip_requirements=_requirements(bundle["environment"]["libraries"]),
             signature=ModelSignature(
                 Schema([ColSpec(DataType.binary, "image")]),
