@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from dermaflow.progress import set_environment
 from tests.s3_server import S3Server, s3_server
 from tests.workspace import ROOT, TINY, Workspace, make_workspace, sets
 
 if TYPE_CHECKING:
     from components.register.core import Evidence
     from tests.registries import Registry
+
+set_environment()  # as every command does: without it MLflow would tell its makers of the tests too
 
 _TAKES_FINISHED = re.compile(
     r"\b(finished\w*|continued|two_champions|used): "
