@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from dermaflow import registry
 from dermaflow.errors import InputError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
+_Made = TypeVar("_Made")
 MODELS = {
     registry.CANDIDATE_MODEL: "What the pipeline trains; the alias challenger is the newest candidate.",
     registry.PRODUCTION_MODEL: "What promotion copied here; the alias champion is in use.",
@@ -22,8 +24,24 @@ MODELS = {
 
 
 def ensure_model(client: MlflowClient, name: str) -> None:
-    """Make one of both models where it is not there."""
-    registry.ensure_model(client, name, MODELS[name])
+    """Make one of both models where it is not there; another process may make it at the same moment."""
+    _made_once(lambda: registry.ensure_model(client, name, MODELS[name]))
+
+
+def experiment_id(client: MlflowClient, tracking_uri: str, name: str) -> str:
+    """The experiment of this name, as `registry.experiment_id`; another process may make it at the same moment."""
+    return _made_once(lambda: registry.experiment_id(client, tracking_uri, name))
+
+
+def _made_once(make: Callable[[], _Made]) -> _Made:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return make()
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        return make()  # it is there now
 
 
 def files_through_server() -> None:

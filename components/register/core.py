@@ -15,7 +15,7 @@ from components.register import origins
 from components.register.bundle import SCHEMA, checked
 from components.register.card import model_card
 from dermaflow import contracts, registry
-from dermaflow.access import ensure_model, open_ledger, open_registry
+from dermaflow.access import ensure_model, experiment_id, open_ledger, open_registry
 from dermaflow.artifacts import (
     ARTIFACT_FILE,
     bytes_digest,
@@ -311,7 +311,7 @@ def _store(client: MlflowClient, evidence: Evidence, facts: dict[str, Any], para
         "metrics": _metrics(facts),
         "params": {name: str(value) for name, value in flat(bundle["params"]).items()},
     }
-    experiment = registry.experiment_id(client, params.tracking_uri, params.experiment)
+    experiment = experiment_id(client, params.tracking_uri, params.experiment)
     with mlflow.start_run(experiment_id=experiment, run_name=evidence.run_id) as run:
         mlflow.log_params(flat(bundle["params"]))
         mlflow.log_metrics(given["metrics"])
