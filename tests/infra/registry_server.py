@@ -108,7 +108,10 @@ def registry_server(
         pytest.skip(f"{', '.join(missing)} not installed (`make setup-dev` does), so that MLflow was not started")
     folder.mkdir(parents=True, exist_ok=True)
     port, address = free_ports(1)[0], f"127.0.0.1:{postgres.port}"
-    (folder / "basic_auth.ini").write_text((BASE / "mlflow" / "basic_auth.ini").read_text().replace("postgres:5432", address))
+    rights = (BASE / "mlflow" / "basic_auth.ini").read_text().replace("postgres:5432", address)
+    assert "auth_cache_ttl_seconds = 60" in rights
+    rights = rights.replace("auth_cache_ttl_seconds = 60", "auth_cache_ttl_seconds = 2")  # tests change passwords
+    (folder / "basic_auth.ini").write_text(rights)
     placed = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": artifacts}
     arguments = []
     for argument in arguments_of("mlflow/server.yaml", "Deployment"):

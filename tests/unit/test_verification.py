@@ -134,7 +134,7 @@ def swap_model(made: Registry) -> None:
 
 
 def swap_code(made: Registry) -> None:
-    (path,) = models_of(made, 2).rglob("serving.py")
+    (path,) = models_of(made, 2).glob("**/code/dermaflow/serving.py")
     path.write_text(path.read_text() + "\n# and more\n")
 
 
