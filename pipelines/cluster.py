@@ -62,6 +62,11 @@ class Uploaded:
     pipeline_id: str
     version_id: str
     name: str
+    digest: str  # of the IR
+
+    def given(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """Parameters of a run of it."""
+        return {**arguments, "compiled_digest": self.digest}
 
 
 @dataclass(frozen=True)
@@ -180,7 +185,7 @@ def submit(
         run = cluster.client.run_pipeline(
             experiment.experiment_id,
             name,
-            params=dict(given),
+            params=uploaded.given(given),
             pipeline_id=uploaded.pipeline_id,
             version_id=uploaded.version_id,
             service_account=table.run.service_account,
@@ -198,13 +203,14 @@ def upload(cluster: Cluster, params: Params, lock: ImagesLock, always_fresh: tup
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch, "pipeline.yaml")
         graph.compile_to(path, params, lock, always_fresh)
-        version = f"{params.profile}-{file_digest(path).removeprefix('sha256:')[:_SHORT]}"
+        digest = file_digest(path)
+        version = f"{params.profile}-{digest.removeprefix('sha256:')[:_SHORT]}"
         with _quiet(), _faults("uploading the pipeline", cluster.host):
             pipeline_id = cluster.client.get_pipeline_id(PIPELINE_NAME) or _new_pipeline(cluster, path)
             found = _version(cluster, pipeline_id, version)
             if found is None:
                 found = _new_version(cluster, pipeline_id, version, path)
-    return Uploaded(pipeline_id, found, version)
+    return Uploaded(pipeline_id, found, version, digest)
 
 
 def follow(cluster: Cluster, run_id: str, on_task: Callable[[str, str], None], poll: float = _POLL) -> Outcome:

@@ -123,12 +123,13 @@ def _look_at_volume(request: Request) -> str:
         )
     if there.status.phase not in ("Bound", "Pending"):
         raise InputError(f"volume claim {claim} is {there.status.phase}: kubectl -n {request.space} describe pvc {claim}")
-    if "ReadWriteMany" not in there.spec.access_modes:
+    modes = there.spec.access_modes
+    if "ReadWriteMany" not in modes and len(_asked(api.list_node, "nodes").items) > 1:  # overlays/dev is of one node
         raise InputError(
-            f"volume claim {claim} is {', '.join(there.spec.access_modes)}: tasks on several nodes need ReadWriteMany; make it "
+            f"volume claim {claim} is {', '.join(modes)}: tasks on several nodes need ReadWriteMany; make it "
             "anew of a storage class that has it (EFS, Filestore, NFS)"
         )
-    return f"{claim}: {there.status.phase}, {there.spec.resources.requests['storage']}"
+    return f"{claim}: {there.status.phase}, {there.spec.resources.requests['storage']}, {', '.join(modes)}"
 
 
 def _look_at_pools(request: Request) -> str:

@@ -102,6 +102,7 @@ def default_arguments(params: Params) -> dict[str, Any]:
         "weights_digest": "",
         "pipeline_digest": "",
         "commit": json.dumps({"commit": None, "dirty": None}),
+        "compiled_digest": "",  # it can not stand in what it is of: whoever uploads the pipeline gives it to the runs
     }
 
 

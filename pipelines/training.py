@@ -104,6 +104,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provisi
         weights_digest: str = defaults["weights_digest"],
         pipeline_digest: str = defaults["pipeline_digest"],
         commit: str = defaults["commit"],
+        compiled_digest: str = defaults["compiled_digest"],
     ) -> None:
         """Each parameter is one section of params.yaml as JSON; the digests make caching follow content and code.
 
@@ -267,6 +268,7 @@ def training_pipeline(defaults: dict[str, Any], *, parallelism: int = 0, provisi
                 commit=commit,
                 job_id=JOB_ID,
                 images=images,
+                compiled_digest=compiled_digest,
                 **out_of_fold,
             )
             registered.set_display_name("Register the challenger")

@@ -69,15 +69,16 @@ class KubeStub(LocalServer):
         return None
 
     def list_nodes(self, selector: str) -> Any:
+        """All nodes, or with a selector those of one pool."""
         label, _, value = selector.partition("=")
         items = [
             k8s.V1Node(
-                metadata=k8s.V1ObjectMeta(name=name, labels={label: pool}),
+                metadata=k8s.V1ObjectMeta(name=name, labels={label: pool} if selector else {}),
                 spec=k8s.V1NodeSpec(),
                 status=k8s.V1NodeStatus(allocatable={"nvidia.com/gpu": str(gpus)}),
             )
             for name, (pool, gpus) in self.nodes.items()
-            if pool == value
+            if not selector or pool == value
         ]
         return k8s.V1NodeList(items=items)
 
@@ -107,7 +108,7 @@ class _Kube(Quiet, BaseHTTPRequestHandler):
         if kind in self.server.forbidden:
             self._send(403, k8s.V1Status(code=403, message=f"{kind} is forbidden", status="Failure"))
         elif kind == "nodes":
-            self._send(200, self.server.list_nodes(parse_qs(url.query)["labelSelector"][0]))
+            self._send(200, self.server.list_nodes(parse_qs(url.query).get("labelSelector", [""])[0]))
         elif kind == "pods":
             self._send(200, self.server.list_pods())
         else:

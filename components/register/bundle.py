@@ -426,7 +426,7 @@ class Bundle(Part):
     pipeline_digest: Digest | None
     """Of the pipeline's definition and of the code of every step."""
     compiled_pipeline_digest: Digest | None
-    """Of the compiled pipeline; null: a compiled pipeline can not hold its own digest, and local processes run none."""
+    """Of the IR YAML as it was uploaded to Kubeflow; null of local processes, which run none."""
     git: Git
     lock: Locked | None
     """Every library by version and hash; null where the code runs from an image without it."""

@@ -28,6 +28,7 @@ def register(
     commit: str,
     job_id: str,
     images: str,
+    compiled_digest: str,
     registration: dsl.Output[dsl.Artifact],
     out_of_fold: dsl.Input[list[dsl.Artifact]] = None,
 ) -> None:
@@ -42,6 +43,7 @@ def register(
         of_data = (dataset, report, splits_report, masks_and_plan_report, predictions_report, masks, splits, plan)
         folders = [Path(item.path) for item in (*of_data, model, evaluation, selection, comparison, explanation)]
         pooled = tuple(Path(item.path) for item in out_of_fold or ())
-        evidence = core.Evidence(*folders, params, run_id, source_digest, pipeline_digest, commit, pooled, job_id, images)
+        asked = (params, run_id, source_digest, pipeline_digest, commit)
+        evidence = core.Evidence(*folders, *asked, pooled, job_id, images, compiled_digest)
         info = core.register(evidence, RegisterParams.from_json(register), Path(registration.path))
         registration.metadata.update(model=info["model"], version=info["version"])

@@ -54,7 +54,8 @@ class Evidence:
     """The artifacts of a run that speak for its candidate, and how the run was asked for.
 
     `out_of_fold` are the Evaluation artifacts of all architectures' folds; empty where there were none. `job_id` is the run's
-    on Kubeflow, `images` JSON of each step's container image by digest; empty where there are none.
+    on Kubeflow, `images` JSON of each step's container image by digest, `compiled_digest` that of the IR; empty where there are
+    none.
     """
 
     dataset: Path
@@ -78,6 +79,7 @@ class Evidence:
     out_of_fold: tuple[Path, ...] = ()
     job_id: str = ""
     images: str = ""
+    compiled_digest: str = ""
 
     @property
     def artifacts(self) -> dict[str, Path]:
@@ -361,7 +363,7 @@ def _bundle(evidence: Evidence, facts: dict[str, Any], params: RegisterParams) -
         "kfp_run_id": origins.kubeflow_run(evidence.run_id, evidence.job_id),
         "source_digest": evidence.source_digest or None,
         "pipeline_digest": evidence.pipeline_digest or None,
-        "compiled_pipeline_digest": None,
+        "compiled_pipeline_digest": evidence.compiled_digest or None,
         "git": json.loads(evidence.commit),
         "lock": origins.locked(origins.LOCK),
         "dvc_lock": origins.locked(origins.DVC_LOCK),

@@ -1,4 +1,5 @@
 # Roles of service accounts: a pod gets what its account's work needs, by a token that AWS checks; no keys are kept anywhere.
+# And those of people, who reach the ledger from outside: MLflow knows them by accounts of its own (dermaflow roles).
 resource "aws_iam_openid_connect_provider" "cluster" {
   url            = aws_eks_cluster.main.identity[0].oidc[0].issuer
   client_id_list = ["sts.amazonaws.com"]
@@ -54,6 +55,20 @@ locals {
       }
     }
   }
+
+  # The same of people: an approver's decision is an entry of the ledger; an auditor reads it.
+  people = {
+    approver = {
+      list     = ["ledger"]
+      versions = ["ledger"]
+      objects  = { Append = { actions = local.append, on = ["${local.arn.ledger}/*"] } }
+    }
+    auditor = {
+      list     = ["ledger"]
+      versions = ["ledger"]
+      objects  = { Read = { actions = local.read, on = ["${local.arn.ledger}/*"] } }
+    }
+  }
 }
 
 resource "aws_iam_role" "account" {
@@ -72,8 +87,36 @@ resource "aws_iam_role_policy" "account" {
   policy = data.aws_iam_policy_document.account[each.key].json
 }
 
+resource "aws_iam_role" "person" {
+  for_each = { for role, who in var.people : role => who if length(who) > 0 }
+
+  name               = "${var.name}-${each.key}"
+  assume_role_policy = data.aws_iam_policy_document.person[each.key].json
+}
+
+resource "aws_iam_role_policy" "person" {
+  for_each = aws_iam_role.person
+
+  name   = "work"
+  role   = each.value.id
+  policy = data.aws_iam_policy_document.account[each.key].json
+}
+
+data "aws_iam_policy_document" "person" {
+  for_each = var.people
+
+  statement {
+    actions = ["sts:AssumeRole"]
+
+    principals {
+      type        = "AWS"
+      identifiers = each.value
+    }
+  }
+}
+
 data "aws_iam_policy_document" "account" {
-  for_each = local.accounts
+  for_each = merge(local.accounts, local.people)
 
   dynamic "statement" {
     for_each = length(each.value.list) > 0 ? [each.value.list] : []

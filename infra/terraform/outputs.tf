@@ -18,6 +18,11 @@ output "service_account_roles" {
   value       = { for account, role in aws_iam_role.account : account => role.arn }
 }
 
+output "people_roles" {
+  description = "ARN of the role of approvers and of auditors: role_arn of a profile in ~/.aws/config, named by AWS_PROFILE."
+  value       = { for role, made in aws_iam_role.person : role => made.arn }
+}
+
 output "autoscaler_role" {
   description = "ARN for the service account kube-system/cluster-autoscaler."
   value       = aws_iam_role.system["autoscaler"].arn

@@ -157,3 +157,19 @@ variable "budget_emails" {
     error_message = "budget_emails must name at least one address."
   }
 }
+
+variable "people" {
+  description = "Who may take the role of approver, and who of auditor: ARNs of IAM roles or users. Nobody should be in both."
+  type        = object({ approver = optional(list(string), []), auditor = optional(list(string), []) })
+  default     = {}
+
+  validation {
+    condition     = alltrue([for who in flatten(values(var.people)) : can(regex("^arn:aws[a-z-]*:iam::[0-9]{12}:(role|user)/", who))])
+    error_message = "people must be ARNs of IAM roles or users: an account's root would let in everybody of the account."
+  }
+
+  validation {
+    condition     = length(setintersection(var.people.approver, var.people.auditor)) == 0
+    error_message = "people names somebody as approver and as auditor: who decides does not audit."
+  }
+}

@@ -82,7 +82,7 @@ def test_who_makes_objects_once_may_do_all_that_this_needs():
     """Registering, promoting and triggering make an object where none is, and read its first version (dermaflow/once.py)."""
     text = (FOLDER / "irsa.tf").read_text()
     lists = dict(re.findall(r"^  (\w+) += (.*\[.*\].*)$", text, re.MULTILINE))
-    for account, bucket in (("dermaflow-register", "ledger"), ("dermaflow-trigger", "artifacts")):
+    for account, bucket in (("dermaflow-register", "ledger"), ("dermaflow-trigger", "artifacts"), ("approver", "ledger")):
         block = text.partition(f"    {account} = {{")[2].partition("\n    }\n")[0]
         assert re.search(rf'versions = \[.*"{bucket}"', block), f"{account} may not list versions in {bucket}"
         writes = next(line for line in block.splitlines() if "PutObject" in line or "local.append" in line)

@@ -59,6 +59,14 @@ def test_a_run_gets_the_digest_of_the_real_source_and_the_pools_of_its_architect
     assert given["pipeline_digest"].startswith("sha256:")
 
 
+def test_a_run_is_told_the_digest_of_the_pipeline_that_was_uploaded(place, kfp):
+    submit(place, "--no-wait")
+    digest = kfp.runs[0].runtime_config.parameters["compiled_digest"]
+    assert len(digest) == len("sha256:") + 64
+    assert kfp.versions[-1].display_name.endswith(digest.removeprefix("sha256:")[:12])
+    assert kfp.versions[-1].pipeline_version_id == kfp.runs[0].pipeline_version_reference.pipeline_version_id
+
+
 def test_every_image_of_the_uploaded_pipeline_is_the_locks_by_digest(place, kfp):
     submit(place, "--no-wait")
     lock = read_lock(place.path / "lock.yaml")

@@ -114,6 +114,8 @@ def test_a_secret_without_a_key_is_found_and_an_optional_one_is_not_needed(check
 
 def test_a_volume_for_one_node_alone_is_refused(check, kube):
     kube.claims = {"dermaflow-state": ("Bound", "ReadWriteOnce")}
+    assert check()["volume"][0], "a cluster of one node needs no more"
+    kube.nodes["node-2"] = ("gpu", 0)
     ok, detail = check()["volume"]
     assert not ok
     assert "need ReadWriteMany; make it anew of a storage class that has it" in detail

@@ -368,10 +368,13 @@ def test_what_only_a_cluster_knows_is_taken_from_it(
     made = make_registry(new_registry, tmp_path / "registry")
     monkeypatch.chdir(tmp_path)  # no runs/ here, as in a pod
     images = {"train": f"registry.example/dermaflow-python/train@sha256:{7:064x}"}
-    pod = replace(finished_evidence, commit=COMMIT, job_id="0f3c-of-kubeflow", images=json.dumps(images))
+    digest = f"sha256:{8:064x}"
+    told = {"job_id": "0f3c-of-kubeflow", "images": json.dumps(images), "compiled_digest": digest}
+    pod = replace(finished_evidence, commit=COMMIT, **told)
     register(pod, made.settings, tmp_path / "registration")
     bundle = read_json(made.evidence(1) / "evidence.json")
     assert (bundle["kfp_run_id"], bundle["images"], bundle["steps"]) == ("0f3c-of-kubeflow", images, None)
+    assert bundle["compiled_pipeline_digest"] == digest
 
 
 def test_evidence_that_is_not_of_its_form_is_not_registered(new_registry: Path, finished_evidence: Evidence, tmp_path: Path):

@@ -38,6 +38,7 @@ variables {
   ledger_days        = 3650
   monthly_budget_usd = 1500
   budget_emails      = ["platform@example.org"]
+  people             = { auditor = ["arn:aws:iam::123456789012:role/audit"] }
 }
 
 run "plan" {
@@ -86,6 +87,23 @@ run "plan" {
   }
 
   assert {
+    condition = toset(flatten([for statement in jsondecode(data.aws_iam_policy_document.account["auditor"].json).Statement :
+      statement.Action if startswith(flatten([statement.Action])[0], "s3:") && statement.Sid != "List"])) == toset([
+    "s3:GetObject", "s3:GetObjectVersion", "s3:ListBucketVersions"])
+    error_message = "an auditor reads the ledger in all its versions, and nothing else"
+  }
+
+  assert {
+    condition     = !strcontains(data.aws_iam_policy_document.account["approver"].json, "Delete")
+    error_message = "an approver can delete nothing"
+  }
+
+  assert {
+    condition     = keys(aws_iam_role.person) == ["auditor"]
+    error_message = "a role that nobody may take is not made"
+  }
+
+  assert {
     condition     = alltrue([for policy in data.aws_iam_policy_document.account : !strcontains(policy.json, "s3:*")])
     error_message = "no account has every right on a bucket"
   }
@@ -129,4 +147,14 @@ run "one_subnet_is_refused" {
   }
 
   expect_failures = [var.private_subnet_ids]
+}
+
+run "an_auditor_who_decides_is_refused" {
+  command = plan
+
+  variables {
+    people = { approver = ["arn:aws:iam::123456789012:role/a"], auditor = ["arn:aws:iam::123456789012:role/a"] }
+  }
+
+  expect_failures = [var.people]
 }
