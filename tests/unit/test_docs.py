@@ -16,7 +16,8 @@ from tests.workspace import DERMAFLOW, ROOT
 README = (ROOT / "README.md").read_text()
 REGISTRY = (ROOT / "docs" / "registry.md").read_text()
 AUDIT = (ROOT / "docs" / "audit.md").read_text()
-BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README + REGISTRY + AUDIT, re.DOTALL))
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+BLOCKS = "\n".join(re.findall(r"```sh\n(.*?)```", README + REGISTRY + AUDIT + OPERATIONS, re.DOTALL))
 COMMANDS = sorted({line.split("#")[0].strip() for line in BLOCKS.splitlines() if line.startswith("dermaflow ")})
 
 
