@@ -60,13 +60,9 @@ lock: setup-dev  ## write the locked requirements anew (needs uv on PATH)
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 --extra dev -c requirements/runtime.txt pyproject.toml -o requirements/dev.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 requirements/infra.in -o requirements/infra.txt
 	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/mlflow/requirements.in -o infra/mlflow/requirements.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/builder.in -o infra/images/builder.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/data.in -o infra/images/data.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/validate.in -o infra/images/validate.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/train.in -o infra/images/train.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/train-cpu.in -o infra/images/train-cpu.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/judge.in -o infra/images/judge.txt
-	uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/registry.in -o infra/images/registry.txt
+	for name in builder data validate train train-cpu judge registry; do \
+		uv pip compile --quiet --generate-hashes --no-header --python-version 3.11 -c requirements/runtime.txt infra/images/$$name.in -o infra/images/$$name.txt || exit 1; \
+	done
 
 clean:  ## remove what runs leave behind, the registry included
 	rm -rf runs .dermaflow artifacts validation data/phantom

@@ -22,7 +22,6 @@ import datetime
 import hashlib
 import io
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -35,6 +34,7 @@ from evaluate import CLASSES, predictions
 from measured import ROOT, contestant, run, tell
 
 from dermaflow.lineage import machine
+from dermaflow.progress import set_environment
 
 MOST = {
     "seconds, verify": 5.0,
@@ -302,7 +302,7 @@ def main() -> int:
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     parser.add_argument("--place", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"  # as the command has it
+    set_environment()  # as the command does
     sys.path.insert(0, str(ROOT))
     if options.contestant:
         contestant(CONTESTANTS[options.contestant](options.place))

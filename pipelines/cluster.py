@@ -64,7 +64,7 @@ class Uploaded:
     name: str
     digest: str  # of the IR
 
-    def given(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def parameters(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """Parameters of a run of it."""
         return {**arguments, "compiled_digest": self.digest}
 
@@ -185,7 +185,7 @@ def submit(
         run = cluster.client.run_pipeline(
             experiment.experiment_id,
             name,
-            params=uploaded.given(given),
+            params=uploaded.parameters(given),
             pipeline_id=uploaded.pipeline_id,
             version_id=uploaded.version_id,
             service_account=table.run.service_account,

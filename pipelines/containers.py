@@ -38,14 +38,9 @@ from pipelines import graph, image_builds
 from pipelines.images import group_of
 from pipelines.provision import TASK_LABEL, Table, Task, amount, groups, read_table
 
-KFP = "2.17.0"
 RUN_LABEL = "dermaflow.io/run"
 READ_THE_SOURCE = ("ingest", "ingest-originals")
-_AWS = (
-    "AWS_ENDPOINT_URL",
-    "AWS_SESSION_TOKEN",
-    "AWS_REGION",
-)  # beside those of infra/tasks.yaml: what a person's shell may have
+_AWS = ("AWS_ENDPOINT_URL", "AWS_SESSION_TOKEN", "AWS_REGION")  # a shell may have these beside those of infra/tasks.yaml
 _TMP = {"/tmp": "size=64m,mode=1777,nosuid,nodev"}  # noqa: S108 - of a container
 
 

@@ -516,9 +516,7 @@ def _banners(dossier: Info) -> list[str]:
     if evidence["explanation"]["artefact"]["suspected"]:
         classes = ", ".join(evidence["explanation"]["artefact"]["suspected"])
         told.append(f"An artefact is suspected in {classes}: what speaks for it lies off the lesion.")
-    waived = sorted(
-        {name.replace("_", " ") for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]}
-    )
+    waived = sorted({name for decision in dossier["decisions"] if decision["decisive"] for name in decision["waived"]})
     if waived:
         told.append(f"Waived, by the policy or by a person: {_spaced(waived)}. The reasons stand under the rules.")
     return told

@@ -22,7 +22,19 @@ from dermaflow.errors import DermaflowError, InputError, shown
 from dermaflow.lineage import git_state
 from pipelines import image_registry
 from pipelines.code import ROOT, code_digest
-from pipelines.images import GROUPS, LOCK, REFERENCE, ImagesLock, LockedImage, name_of, read_lock, write_lock
+from pipelines.images import (
+    GROUPS,
+    LOCAL,
+    LOCK,
+    REFERENCE,
+    RELEASE,
+    ImagesLock,
+    LockedImage,
+    name_of,
+    read_lock,
+    require_lock,
+    write_lock,
+)
 
 FOLDER = ROOT / "infra" / "images"
 DOCKERFILE = FOLDER / "Dockerfile"
@@ -116,7 +128,7 @@ def build(
     """
     if ca is not None and not ca.is_file():
         raise InputError(f"--ca {ca} is not a file; give the certificates that pip shall trust, in PEM")
-    names = {group: f"{reference_of(registry, group)}:{tag or committed()}" for group in groups} if registry else {}
+    names = _pushed_names(groups, registry, tag) if registry else {}
     given = {"REVISION": committed(), "SOURCE": _source(), "BUILDER": f"docker {server_version()}"}
     if base is not None:
         _require_base(base)
@@ -161,8 +173,8 @@ def push(groups: Sequence[str], registry: str, tag: str | None = None, path: Pat
     InputError
         when an image is not there or of other code than HEAD, changes are not committed, or the registry does not take it.
     """
-    names = {group: f"{reference_of(registry, group)}:{tag or committed()}" for group in groups}
     committed()
+    names = _pushed_names(groups, registry, tag)
     for group, name in names.items():
         image = built(group)
         if wrong := difference(group, image.labels):
@@ -201,11 +213,7 @@ def check(path: Path = LOCK) -> list[Fault]:
     InputError
         when there is no lock.
     """
-    known = read_lock(path)
-    if known is None:
-        raise InputError(
-            f"{path} does not exist: nothing was pushed yet; `dermaflow images build`, then `dermaflow images push`"
-        )
+    known = require_lock(path)
     missing = [group for group in GROUPS if group not in known.images]
     faults = [Fault(group, "is not in the lock; `dermaflow images build` and `push` it") for group in missing]
     for group, image in known.images.items():
@@ -258,6 +266,11 @@ def reference_of(registry: str, group: str) -> str:
     return reference
 
 
+def _pushed_names(groups: Sequence[str], registry: str, tag: str | None) -> dict[str, str]:
+    """What each group's image is called where it is pushed to, its tag included."""
+    return {group: f"{reference_of(registry, group)}:{tag or committed()}" for group in groups}
+
+
 def committed() -> str:
     """HEAD, if what images are made of is as it is there; raises InputError where it is not, or there is no git."""
     commit = git_state(ROOT)["commit"]
@@ -282,7 +295,7 @@ def _locked(reference: str, tag: str) -> LockedImage:
         digest=digest,
         revision=labels[REVISION],
         builder=labels[BUILDER],
-        mark="local" if image_registry.is_this_machine(reference) else "release",
+        mark=LOCAL if image_registry.is_this_machine(reference) else RELEASE,
     )
 
 

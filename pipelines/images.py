@@ -18,7 +18,8 @@ from pipelines.code import ROOT
 
 LOCK = ROOT / "infra" / "images" / "lock.yaml"
 GROUPS = ("data", "validate", "train", "judge", "registry")
-RELEASE, LOCAL = "release", "local"
+RELEASE: Literal["release"] = "release"
+LOCAL: Literal["local"] = "local"
 REFERENCE = r"^[a-z0-9][a-z0-9.-]*(:[0-9]+)?(/[a-z0-9]+([._-]+[a-z0-9]+)*)+$"  # of an image in a registry, without a tag
 _HEADER = """\
 # Which bytes each group of steps runs in: written by `dermaflow images push` and `lock` from what a registry answered, and by
@@ -56,6 +57,14 @@ def read_lock(path: Path = LOCK) -> ImagesLock | None:
     return read_settings(path, ImagesLock, name=_named(path), remedy=f"{_BUILD} anew")
 
 
+def require_lock(path: Path = LOCK) -> ImagesLock:
+    """The lock; raises InputError where nothing was pushed yet."""
+    lock = read_lock(path)
+    if lock is None:
+        raise InputError(f"{_named(path)} does not exist, so no image has a digest that a cluster could pull; {_BUILD}")
+    return lock
+
+
 def write_lock(lock: ImagesLock, path: Path = LOCK) -> None:
     """Write the lock, groups in their order; a reader sees what was there before, or all of it."""
     entries = {group: lock.images[group].model_dump() for group in GROUPS if group in lock.images}
@@ -70,9 +79,7 @@ def require_released(groups: Iterable[str], path: Path = LOCK) -> ImagesLock:
     InputError
         when there is no lock, a group is missing from it, or its image was pushed to no registry but this machine's.
     """
-    lock = read_lock(path)
-    if lock is None:
-        raise InputError(f"{_named(path)} does not exist, so no image has a digest that a cluster could pull; {_BUILD}")
+    lock = require_lock(path)
     wanted = list(dict.fromkeys(groups))
     missing = [group for group in wanted if group not in lock.images]
     local = [group for group in wanted if group in lock.images and lock.images[group].mark == LOCAL]

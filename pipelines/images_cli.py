@@ -9,7 +9,7 @@ import typer
 
 from dermaflow.errors import InputError
 from pipelines import show
-from pipelines.images import GROUPS, LOCK, ImagesLock, read_lock
+from pipelines.images import GROUPS, ImagesLock, require_lock
 from pipelines.options import Json
 
 images_app = typer.Typer(no_args_is_help=True, help="Build, push, lock and check the container images that steps run in.")
@@ -66,12 +66,7 @@ def lock(registry: Registry = "", groups: Groups = None, tag: Tag = None, as_jso
     """Show infra/images/lock.yaml; with --registry write it anew by what the registry has under a tag."""
     from pipelines import image_builds
 
-    known = image_builds.lock(_known(groups), registry, tag) if registry else read_lock()
-    if known is None:
-        raise InputError(
-            f"{LOCK} does not exist: nothing was pushed yet; `dermaflow images build`, then `dermaflow images push`"
-        )
-    _tell(known, as_json)
+    _tell(image_builds.lock(_known(groups), registry, tag) if registry else require_lock(), as_json)
 
 
 @images_app.command()

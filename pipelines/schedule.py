@@ -142,7 +142,7 @@ def _create(found: Cluster, name: str, one: _Wanted, table: provision.Table) -> 
             cron_expression=one.entry.cron,
             max_concurrency=one.entry.at_once,
             no_catchup=not one.entry.catch_up,
-            params=one.uploaded.given(one.arguments),
+            params=one.uploaded.parameters(one.arguments),
             pipeline_id=one.uploaded.pipeline_id,
             version_id=one.uploaded.version_id,
             enabled=one.entry.enabled,

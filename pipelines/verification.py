@@ -101,6 +101,8 @@ def verify(
         _repair(client, ledger, [finding for finding in found.findings if finding.mend])
         after = _verified(client, ledger, models, params, anchor, every=every)
         found = replace(after, mended=[finding for finding in found.findings if finding not in after.findings])
+    if not make_again:
+        return found
     versions = [client.get_model_version(*name.split("/")) for name in found.versions]
     again = [make(client, version) for version in versions for make in make_again]
     return replace(found, again=again, findings=found.findings + [finding for made in again for finding in made.findings])

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from components.register.core import Evidence
     from tests.registries import Registry
 
+pytest.register_assert_rewrite("tests.browser")  # its assertions tell what they saw, as those of a test do
 set_environment()  # as every command does: without it MLflow would tell its makers of the tests too
 
 _TAKES_FINISHED = re.compile(

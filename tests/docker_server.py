@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests.s3_server import free_ports
+from tests.server_process import is_well, server_process
 
 ASKED = "DERMAFLOW_TEST_CONTAINERS"
 _PACKAGES = {"dockerd": "docker.io", "mmdebstrap": "mmdebstrap", "docker-registry": "docker-registry"}
@@ -112,22 +112,6 @@ def image_registry(folder: Path) -> Iterator[str]:
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {folder / 'images'}}}}}\n"
         f"http: {{addr: {host}}}\n"
     )
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(["docker-registry", "serve", str(settings)], stdout=log, stderr=log, start_new_session=True)
-    try:
-        deadline = time.monotonic() + _STARTS_WITHIN
-        while not _answers(f"http://{host}/v2/"):
-            assert process.poll() is None, (folder / "log").read_text()[-3000:]
-            assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-            time.sleep(0.2)
+    command = ["docker-registry", "serve", str(settings)]
+    with server_process(command, folder / "log", lambda: is_well(f"http://{host}/v2/"), _STARTS_WITHIN):
         yield host
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _answers(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=5).ok
-    except requests.RequestException:
-        return False

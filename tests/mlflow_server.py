@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests.s3_server import free_ports
+from tests.server_process import is_well, server_process
 
 _STARTS_WITHIN = 180  # seconds; 15 to 35 on a free machine
 
@@ -43,27 +39,6 @@ def _running(folder: Path, *command: str, **environment: str) -> Iterator[str]:
     (port,) = free_ports(1)
     url = f"http://127.0.0.1:{port}"
     set_here = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **environment}
-    with (folder / "server.log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)],
-            cwd=folder, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **set_here}, start_new_session=True,
-        )  # fmt: skip
-    try:
-        _wait(process, url, folder / "server.log")
+    words = [sys.executable, "-m", "mlflow", *command, "--host", "127.0.0.1", "--port", str(port)]
+    with server_process(words, folder / "server.log", lambda: is_well(f"{url}/health"), _STARTS_WITHIN, set_here):
         yield url
-    finally:
-        with suppress(ProcessLookupError):  # it ended by itself
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-
-
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    deadline = time.monotonic() + _STARTS_WITHIN
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):  # noqa: S310 - of 127.0.0.1
-                return
-        except (urllib.error.URLError, OSError):
-            if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError("MLflow did not start:\n" + log.read_text()[-3000:]) from None
-            time.sleep(0.3)

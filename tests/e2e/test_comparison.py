@@ -17,7 +17,8 @@ from dermaflow.errors import InputError
 from dermaflow.metrics import paired_difference
 from dermaflow.params import Params, load_params
 from pipelines import comparison
-from tests.e2e.test_report import HOSTILE, IN_A_BROWSER, Page, asked, chromium, renamed, write
+from tests.browser import IN_A_BROWSER, asked, chromium
+from tests.e2e.test_report import HOSTILE, Page, renamed, write
 from tests.workspace import ROOT
 
 SECTIONS = ("Figures", "What differs", "Explanations", "Time", "How to read this")

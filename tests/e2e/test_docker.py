@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from typing import Any
 import pytest
 
 from dermaflow.artifacts import ARTIFACT_FILE, read_json
+from dermaflow.errors import InputError
 from dermaflow.params import load_params
 from pipelines import containers, image_builds
 from pipelines.images import GROUPS, name_of, read_lock, require_released
 from pipelines.provision import read_table
 from tests.docker_server import Docker, docker_daemon, image_registry, require_containers
+from tests.versions import copy_project
 from tests.workspace import ROOT, TINY, Workspace, make_workspace, sets
 
 pytestmark = pytest.mark.timeout(7200)
@@ -87,7 +88,7 @@ def test_images_are_pushed_and_locked_by_what_the_registry_has(images: dict[str,
         for group, image in lock.images.items():
             assert (image.reference, image.mark, image.revision) == (f"{host}/dermaflow/{group}", "local", commit)
             assert image.builder == f"docker {image_builds.server_version()}"
-        with pytest.raises(image_builds.InputError, match="only this machine has them"):
+        with pytest.raises(InputError, match="only this machine has them"):
             require_released(GROUPS, path)
         path.write_text(path.read_text().replace(lock.images["data"].digest, "sha256:" + 64 * "0"))
         (fault,) = image_builds.check(path)
@@ -201,7 +202,7 @@ def test_a_step_that_is_ended_for_its_memory_is_told_so_with_the_remedy(
 ):
     """By a copy of the code in which ingest has too little: its answer is not asked for again."""
     copy = tmp_path / "code"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv*", ".git", "runs", ".dermaflow", "data", "*cache*"))
+    copy_project(copy)
     table = copy / "infra" / "tasks.yaml"
     text = table.read_text()
     small = text.replace("memory: [1Gi, 4Gi], minutes: 240", "memory: [16Mi, 48Mi], minutes: 240")

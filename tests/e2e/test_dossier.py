@@ -8,11 +8,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from pipelines import dossier as content
 from pipelines.audit import export
-from tests.e2e.test_report import ASKED_FOR, EMPTY, IN_A_BROWSER, SHOTS, Page, asked, chromium, ends, in_shots
+from tests.browser import IN_A_BROWSER, shows_whole
+from tests.e2e.test_report import Page, ends
 from tests.registries import Registry
 
 SECTIONS = {
@@ -91,19 +91,4 @@ def test_every_question_has_its_answer_from_the_document(folder: Path, page: Pat
 @IN_A_BROWSER
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_shows_in_a_browser_at_desktop_and_phone_width(page: Path, tmp_path: Path, width: int):
-    assert asked(tmp_path, page, width, EMPTY) == []
-    assert asked(tmp_path, page, width, ASKED_FOR) == []
-    parts = "[...page.body.querySelectorAll('header, section')].map((part) => [part.id, part.getBoundingClientRect().height])"
-    heights = {name or "head": height for name, height in asked(tmp_path, page, width, parts)}
-    assert list(heights) == ["head", *SECTIONS]
-    assert min(heights.values()) > 100
-    assert asked(tmp_path, page, width, "page.documentElement.scrollWidth") <= width
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    for names in in_shots(heights):
-        shot, part = SHOTS / f"dossier-{width}-{'-'.join(names)}.png", tmp_path / "part.html"
-        others = ", ".join("header, nav" if name == "head" else f"#{name}" for name in heights if name not in names)
-        part.write_text(page.read_text().replace("</style>", f"{others or 'x'} {{ display: none }}</style>", 1))
-        chromium(tmp_path, part, width, f"--screenshot={shot}", height=round(sum(heights[name] for name in names)) + 300)
-        with Image.open(shot) as taken:
-            assert taken.width == width
-            assert len(taken.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
+    shows_whole(tmp_path, page, width, "dossier", tuple(SECTIONS))

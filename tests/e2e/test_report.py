@@ -6,8 +6,6 @@ import base64
 import json
 import re
 import shutil
-import subprocess
-from html import escape, unescape
 from html.parser import HTMLParser
 from io import BytesIO
 from itertools import pairwise
@@ -25,12 +23,10 @@ from dermaflow.figures import figures
 from dermaflow.metrics import softmax
 from dermaflow.params import EvaluateParams
 from pipelines.report import write_report
-from tests.workspace import ROOT
+from tests.browser import ASKED_FOR, EMPTY, IN_A_BROWSER, asked, chromium, shows_whole
 
 SECTIONS = ("Data", "Augmentation", "Segmentation", "Training", "Evaluation", "Explanation", "Decision", "Pipeline", "Limits")
 VOID = {"meta", "img", "br", "rect"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-SHOTS = ROOT / "build" / "screenshots"  # CI keeps them
 
 
 class Page(HTMLParser):
@@ -442,46 +438,6 @@ def test_durations(seconds: float, said: str):
 # --- in a browser ---
 
 
-def chromium(tmp_path: Path, page: Path, width: int, *options: str, height: int = 2000) -> str:
-    """Open a page without network, and print what is asked for; nothing may come to the console, where errors go."""
-    quiet = (
-        *("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
-        *("--hide-scrollbars", "--host-resolver-rules=MAP * ~NOTFOUND", "--enable-logging=stderr"),
-    )
-    own = (f"--user-data-dir={tmp_path / f'profile-{width}'}", f"--window-size={width},{height}")
-    command = [str(CHROMIUM), *quiet, *own, *options, page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert not re.findall("^.*CONSOLE.*$", done.stderr, re.MULTILINE)
-    return done.stdout
-
-
-IN_A_BROWSER = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; apt-get install chromium")
-
-
-def asked(tmp_path: Path, report: Path, width: int, script: str) -> Any:
-    """What JavaScript says of the report in a frame of this width; `page` is its document."""
-    framed = f'<iframe id="frame" width="{width}" srcdoc="{escape(report.read_text())}"></iframe>'
-    answer = f"frame.onload = () => {{ const page = frame.contentDocument; document.title = JSON.stringify({script}) }}"
-    (tmp_path / "probe.html").write_text(f"<title></title>{framed}<script>{answer}</script>")
-    found = re.search(r"<title>(.+)</title>", chromium(tmp_path, tmp_path / "probe.html", width, "--dump-dom"))
-    assert found
-    return json.loads(unescape(found[1]))
-
-
-# Pictures that did not load, or are of one colour.
-EMPTY = """[...page.images].filter((image) => {
-  const canvas = document.createElement("canvas");
-  [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
-  if (!image.complete || !image.naturalWidth) return true;
-  const pen = canvas.getContext("2d");
-  pen.drawImage(image, 0, 0);
-  const values = new Uint32Array(pen.getImageData(0, 0, canvas.width, canvas.height).data.buffer);
-  return values.every((value) => value === values[0]);
-}).map((image) => image.alt)"""
-ASKED_FOR = "page.defaultView.performance.getEntriesByType('resource').map((entry) => entry.name)"
-
-
 @IN_A_BROWSER
 def test_faults_of_a_page_would_be_seen(tmp_path: Path):
     """Errors of a script, pictures that are missing or empty, and whatever the network is asked for."""
@@ -500,36 +456,7 @@ def test_faults_of_a_page_would_be_seen(tmp_path: Path):
 @IN_A_BROWSER
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_shows_in_a_browser_at_desktop_and_phone_width(run: Path, tmp_path: Path, width: int):
-    report = write_report(run)
-    assert asked(tmp_path, report, width, EMPTY) == []
-    assert asked(tmp_path, report, width, ASKED_FOR) == []
-    parts = "[...page.body.querySelectorAll('header, section')].map((part) => [part.id, part.getBoundingClientRect().height])"
-    heights = {name or "head": height for name, height in asked(tmp_path, report, width, parts)}
-    assert list(heights) == ["head", *(name.lower() for name in SECTIONS)]
-    assert min(heights.values()) > 100
-    assert (
-        asked(tmp_path, report, width, "page.documentElement.scrollWidth") <= width
-    )  # tables and pictures scroll by themselves
-
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    for names in in_shots(heights):
-        shot, page = SHOTS / f"report-{width}-{'-'.join(names)}.png", tmp_path / "part.html"
-        others = ", ".join("header, nav" if name == "head" else f"#{name}" for name in heights if name not in names)
-        page.write_text(report.read_text().replace("</style>", f"{others} {{ display: none }}</style>", 1))
-        chromium(tmp_path, page, width, f"--screenshot={shot}", height=round(sum(heights[name] for name in names)) + 300)
-        with Image.open(shot) as taken:
-            assert taken.width == width
-            assert len(taken.convert("RGB").getcolors(1 << 24) or ()) > 50  # not a blank page
-
-
-def in_shots(heights: dict[str, float]) -> list[list[str]]:
-    """The parts of a page in their order, on as few screenshots as are not higher than Chromium draws (16,384 pixels)."""
-    shots: list[list[str]] = [[]]
-    for name, height in heights.items():
-        if shots[-1] and sum(heights[other] for other in shots[-1]) + height > 15_500:
-            shots.append([])
-        shots[-1].append(name)
-    return shots
+    shows_whole(tmp_path, write_report(run), width, "report", tuple(name.lower() for name in SECTIONS))
 
 
 @IN_A_BROWSER

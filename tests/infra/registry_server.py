@@ -6,23 +6,21 @@ import importlib.util
 import os
 import pwd
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import requests
 
 from tests.infra.checkers import KUBERNETES, documents
 from tests.infra.manifests import of_kind
 from tests.infra.stack import arguments_of
 from tests.s3_server import free_ports
+from tests.server_process import is_well, server_process
 
 BASE = KUBERNETES / "base"
 EXPERIMENTS = "api/2.0/mlflow/experiments/search?max_results=1"
@@ -128,27 +126,10 @@ def registry_server(
         **(given or {}),
     }
     command = [str(Path(sys.executable).with_name("mlflow")), "server", *arguments]
-    with (
-        (folder / "log").open("wb") as log,
-        subprocess.Popen(
-            command, stdout=log, stderr=log, cwd=folder, start_new_session=True, env={**os.environ, **environment}
-        ) as process,
-    ):
-        try:
-            deadline, url = time.monotonic() + _STARTS_WITHIN, f"http://127.0.0.1:{port}"
-            while not _healthy(url):
-                assert process.poll() is None, (folder / "log").read_text()[-3000:]
-                assert time.monotonic() < deadline, (folder / "log").read_text()[-3000:]
-                time.sleep(0.5)
-            yield url
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
+    url, kubelet = f"http://127.0.0.1:{port}", {"Host": "10.1.2.3:5000"}  # it asks by the pod's address
 
+    def answers() -> bool:
+        return is_well(f"{url}/health", kubelet)
 
-def _healthy(url: str) -> bool:
-    try:
-        return (
-            requests.get(f"{url}/health", headers={"Host": "10.1.2.3:5000"}, timeout=5).status_code == 200
-        )  # as a kubelet asks
-    except requests.RequestException:
-        return False
+    with server_process(command, folder / "log", answers, _STARTS_WITHIN, environment):
+        yield url

@@ -45,8 +45,8 @@ def networked(found: Containers) -> set[str]:
 
 def test_it_is_written_for_this_kfp():
     """Its own words (`Written for kfp ...`), and the two places of kfp that it rests on."""
-    assert kfp.__version__ == containers.KFP
-    assert f"Written for kfp {containers.KFP}" in str(containers.__doc__)
+    assert kfp.__version__ == "2.17.0"
+    assert f"Written for kfp {kfp.__version__}" in str(containers.__doc__)
     assert task_dispatcher.docker_task_handler is docker_task_handler
     assert issubclass(containers.TaskInContainer, docker_task_handler.DockerTaskHandler)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.e2e.test_report import CHROMIUM
+from tests.browser import CHROMIUM
 from tests.proofs.measuring import pytest_here
 
 BOUND = "The dossier opened in headless Chromium: complete, no network, you looked at it."
