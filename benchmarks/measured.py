@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from dermaflow.progress import ENVIRONMENT
 
@@ -78,24 +79,81 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     seconds and result as it told them, and peak_anonymous_mib, imports included: looked at from outside, since a thread
     of its own would take its time, and its interpreter's lock.
     """
-    everywhere = os.sched_getaffinity(0)
-    command = [sys.executable, str(script), *arguments]
-    environment = {**os.environ, **ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
-    os.sync()  # what others wrote is not on its bill
-    os.sched_setaffinity(0, sorted(everywhere)[:cores])  # the new process inherits it
-    try:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT
-        )
-    finally:
-        os.sched_setaffinity(0, everywhere)
-    with process, peak_of_tree(process.pid) as peak:
+    with _started(script, arguments, cores, stderr=subprocess.PIPE) as process, peak_of_tree(process.pid) as peak:
         out, err = process.communicate()
         mib = peak()
     lines = [line for line in out.splitlines() if line.startswith("MEASURED ")]
     if process.returncode or not lines:
-        raise SystemExit(f"{' '.join(command)} ended with exit code {process.returncode}\n{err[-2000:]}")
+        raise _ended(process, err)
     return {**json.loads(lines[-1].removeprefix("MEASURED ")), "peak_anonymous_mib": round(mib, 1)}
+
+
+class Player:
+    """A contestant that works when it is its turn, and rests while it is another's: `hand_over` is its side of it."""
+
+    def __init__(self, process: subprocess.Popen[str], peak: Callable[[], float], err: IO[str]) -> None:
+        self._process, self._peak, self._err = process, peak, err
+
+    def play(self) -> float:
+        """Give it its turn, until it hands over; what it tells of it."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            if line.startswith("HANDED OVER "):
+                return float(line.removeprefix("HANDED OVER "))
+        self._process.wait()
+        self._err.seek(0)
+        raise _ended(self._process, self._err.read())
+
+    @property
+    def peak_anonymous_mib(self) -> float:
+        """Until now, imports included."""
+        return round(self._peak(), 1)
+
+
+@contextmanager
+def player(script: str | Path, *arguments: str) -> Iterator[Player]:
+    """A contestant in a process of its own, started as by `run`, that waits for its first turn; ended with the block."""
+    with (
+        tempfile.TemporaryFile("w+") as err,
+        _started(script, arguments, None, stdin=subprocess.PIPE, stderr=err) as process,
+        peak_of_tree(process.pid) as peak,
+    ):
+        try:
+            yield Player(process, peak, err)
+        finally:
+            process.kill()
+
+
+def await_turn() -> None:
+    """In a contestant's process: wait until it is its turn."""
+    sys.stdin.readline()
+
+
+def hand_over(figure: float) -> None:
+    """In a contestant's process: tell what came of the turn, and wait for the next one."""
+    print(f"HANDED OVER {figure}", flush=True)
+    await_turn()
+
+
+def _started(script: str | Path, arguments: Sequence[str], cores: int | None, **pipes: Any) -> subprocess.Popen[str]:
+    everywhere = os.sched_getaffinity(0)
+    environment = {**os.environ, **ENVIRONMENT, "TF_CPP_MIN_LOG_LEVEL": "3", "PYTHONPATH": str(ROOT)}
+    os.sync()  # what others wrote is not on its bill
+    os.sched_setaffinity(0, sorted(everywhere)[:cores])  # the new process inherits it
+    try:
+        return subprocess.Popen(
+            [sys.executable, str(script), *arguments],
+            stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT, **pipes,
+        )  # fmt: skip
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+def _ended(process: subprocess.Popen[str], err: str) -> SystemExit:
+    return SystemExit(f"{' '.join(map(str, process.args))} ended with exit code {process.returncode}\n{err[-2000:]}")
 
 
 def tell(told: Mapping[str, Any], parts: Sequence[str], least: Mapping[str, float], most: Mapping[str, float]) -> None:

@@ -48,6 +48,12 @@ def test_the_step_with_augmentation_is_compared_with_the_step_without():
     assert set(told["milliseconds_a_step"]) == set(told["peak_anonymous_mib"]) == {"plain", "augmented"}
 
 
+def test_the_training_step_is_compared_with_a_bare_keras_fit():
+    small = ("--architectures", "cnn", "--images", "64", "--in-memory", "64", "--size", "64", "--epochs", "3")
+    told = measured("train", *small)
+    assert set(told["images_per_second"]) == set(told["peak_anonymous_mib"]) == {"cnn, ours", "cnn, keras"}
+
+
 def test_an_evaluations_figures_are_those_of_a_plain_loop_over_the_resamples():
     told = measured("evaluate", "--images", "120", "--resamples", "100", "--plain", "3", "--rounds", "1")
     assert told["figures"]["largest difference"] <= 1e-9
