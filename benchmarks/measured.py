@@ -79,7 +79,10 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     seconds and result as it told them, and peak_anonymous_mib, imports included: looked at from outside, since a thread
     of its own would take its time, and its interpreter's lock.
     """
-    with _started(script, arguments, cores, stderr=subprocess.PIPE) as process, peak_of_tree(process.pid) as peak:
+    with (
+        _started(script, arguments, cores, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
+        peak_of_tree(process.pid) as peak,
+    ):
         out, err = process.communicate()
         mib = peak()
     lines = [line for line in out.splitlines() if line.startswith("MEASURED ")]
@@ -89,13 +92,13 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
 
 
 class Player:
-    """A contestant that works when it is its turn, and rests while it is another's: `hand_over` is its side of it."""
+    """A contestant that works when it is its turn, and rests while it is another's: `Turn` is its side of it."""
 
-    def __init__(self, process: subprocess.Popen[str], peak: Callable[[], float], err: IO[str]) -> None:
-        self._process, self._peak, self._err = process, peak, err
+    def __init__(self, process: subprocess.Popen[str], err: IO[str]) -> None:
+        self._process, self._err = process, err
 
     def play(self) -> float:
-        """Give it its turn, until it hands over; what it tells of it."""
+        """Give it its turn, until it hands over; the seconds that it tells."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write("\n")
@@ -107,35 +110,35 @@ class Player:
         self._err.seek(0)
         raise _ended(self._process, self._err.read())
 
-    @property
-    def peak_anonymous_mib(self) -> float:
-        """Until now, imports included."""
-        return round(self._peak(), 1)
-
 
 @contextmanager
 def player(script: str | Path, *arguments: str) -> Iterator[Player]:
     """A contestant in a process of its own, started as by `run`, that waits for its first turn; ended with the block."""
-    with (
-        tempfile.TemporaryFile("w+") as err,
-        _started(script, arguments, None, stdin=subprocess.PIPE, stderr=err) as process,
-        peak_of_tree(process.pid) as peak,
-    ):
+    with tempfile.TemporaryFile("w+") as err, _started(script, arguments, None, stdin=subprocess.PIPE, stderr=err) as process:
         try:
-            yield Player(process, peak, err)
+            yield Player(process, err)
         finally:
             process.kill()
 
 
-def await_turn() -> None:
-    """In a contestant's process: wait until it is its turn."""
-    sys.stdin.readline()
+class Turn:
+    """In a contestant's process: it waits until it is its turn, where it has a `player`; under `run` it is always."""
 
+    def __init__(self) -> None:
+        self._wait()
 
-def hand_over(figure: float) -> None:
-    """In a contestant's process: tell what came of the turn, and wait for the next one."""
-    print(f"HANDED OVER {figure}", flush=True)
-    await_turn()
+    def begin(self) -> None:
+        """What was done in this turn so far is not timed."""
+        self._began = time.monotonic()
+
+    def hand_over(self) -> None:
+        """The turn is over: tell its seconds, and wait for the next one."""
+        print(f"HANDED OVER {time.monotonic() - self._began}", flush=True)
+        self._wait()
+
+    def _wait(self) -> None:
+        sys.stdin.readline()
+        self.begin()
 
 
 def _started(script: str | Path, arguments: Sequence[str], cores: int | None, **pipes: Any) -> subprocess.Popen[str]:

@@ -1,13 +1,13 @@
 """The training step against a bare Keras fit: images a second and peak memory, every layer trained, augmentation off.
 
-    python benchmarks/train.py [--images 160] [--size 224] [--epochs 9] [--in-memory 512] [--architectures cnn ...] [--json]
+    python benchmarks/train.py [--images 512] [--size 224] [--epochs 3] [--architectures cnn ...] [--json]
 
 Images are noise, uint8, in memory on both sides, in batches of 32; ResNet50 and Xception are trained whole, from random
-weights. Each contestant is a process of its own. They take turns, a short epoch of `--images` each, and while one trains the
-other rests; the best epoch of each counts, and the median is told beside it. A virtual machine's processors slow down to half
-for seconds or minutes when a neighbour works: in long epochs, one contestant after the other, that looked like a difference of
-a tenth. The first epoch compiles and is left out; judging and writing the checkpoint after an epoch are no training and are
-left out too. Peak memory is that of two epochs of `--in-memory` images with all that comes after each.
+weights. Each contestant is a process of its own. They take turns, a step each, who is first alternates, and while one trains
+the other rests; the median over the pairs of steps counts, and the quartiles are told beside it. For a virtual machine's
+processors slow down to half, for seconds or minutes, when a neighbour works: neighbouring steps meet the same processors,
+whole epochs or processes one after the other do not. The first epoch compiles and is left out, as are each epoch's last step,
+judging and writing of a checkpoint, which are no steps or not to be told from those. Peak memory is that of each alone.
 
     ours    components.train's stage, as the pipeline runs it: draws, prefetching, checkpoints (none falls due in an epoch)
     keras   model.compile(Adam, CategoricalCrossentropy); model.fit(images, label vectors), on the same model
@@ -20,21 +20,20 @@ import json
 import os
 import sys
 import tempfile
-import time
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
-from measured import Player, await_turn, hand_over, player, tell
+from measured import Turn, contestant, player, run, tell
 
 from dermaflow.lineage import machine
 
 LEAST = {"ours / keras, images a second": 0.97}
 MOST = {"ours / keras, peak memory": 1.15}
 BATCH, CLASSES = 32, 7
-PARTS = ("images_per_second", "images_per_second_median", "peak_anonymous_mib")
+PARTS = ("images_per_second", "quartiles_of_pairs", "peak_anonymous_mib")
 
 
 def arrays(images: int, size: int) -> Any:
@@ -45,8 +44,8 @@ def arrays(images: int, size: int) -> Any:
     return pixels, np.arange(images, dtype=np.int64) % CLASSES
 
 
-def ours(architecture: str, images: int, size: int, epochs: int) -> Any:
-    """Images a second of each epoch, as the history tells them."""
+def ours(turn: Turn, architecture: str, images: int, size: int, epochs: int) -> Any:
+    """Training as the pipeline does it, a step in turn."""
     import numpy as np
     import pandas as pd
     import tensorflow as tf
@@ -86,12 +85,15 @@ def ours(architecture: str, images: int, size: int, epochs: int) -> Any:
     recipe = of_images(params.train, architecture, shares=material.shares)
 
     class InTurn(Checkpoints):
-        """As the pipeline writes them; with that of an epoch's end the turn ends."""
+        """As the pipeline writes them. The loop asks after each step, but an epoch's last, whether one is due."""
+
+        def due(self) -> bool:
+            turn.hand_over()
+            return super().due()
 
         def write(self, name: str, arrays: Arrays, told: dict[str, Any]) -> None:
             super().write(name, arrays, told)
-            if name == stages.WHOLE_STAGE:
-                hand_over(told["history"][-1]["images_per_second"])
+            turn.begin()
 
     def go() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -100,8 +102,8 @@ def ours(architecture: str, images: int, size: int, epochs: int) -> Any:
     return go
 
 
-def keras(architecture: str, images: int, size: int, epochs: int) -> Any:
-    """Images a second of each epoch, from its first batch to the end of its last."""
+def keras(turn: Turn, architecture: str, images: int, size: int, epochs: int) -> Any:
+    """A bare fit, a step in turn."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -114,11 +116,12 @@ def keras(architecture: str, images: int, size: int, epochs: int) -> Any:
     model.compile(keras.optimizers.Adam(0.001), keras.losses.CategoricalCrossentropy(from_logits=True))
 
     class InTurn(keras.callbacks.Callback):
-        def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002 - Keras' signature
-            self.began = time.monotonic()
+        def on_train_batch_end(self, batch: int, logs: Any = None) -> None:  # noqa: ARG002 - Keras' signature
+            if batch < images // BATCH - 1:
+                turn.hand_over()
 
         def on_epoch_end(self, epoch: int, logs: Any = None) -> None:  # noqa: ARG002
-            hand_over(images / (time.monotonic() - self.began))
+            turn.begin()
 
     def go() -> None:
         vectors = np.eye(CLASSES, dtype=np.float32)[labels]
@@ -131,55 +134,43 @@ CONTESTANTS = {work.__name__: work for work in (ours, keras)}
 
 
 def compare(architecture: str, options: argparse.Namespace) -> dict[str, Any]:
-    """Speed of both, an epoch in turn; then the memory of each, alone."""
-    speed: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    """Speed of both, a step in turn; then the memory of each, alone."""
+    sizes = ("--images", str(options.images), "--size", str(options.size), "--epochs", str(options.epochs))
+    given = {name: ("--contestant", name, "--architectures", architecture, *sizes) for name in CONTESTANTS}
+    seconds: dict[str, list[float]] = {name: [] for name in CONTESTANTS}
+    turns = options.images // BATCH - 1  # an epoch
     with ExitStack() as stack:
-        players = {
-            name: stack.enter_context(one_of(name, architecture, options.size, options.images, options.epochs))
-            for name in CONTESTANTS
-        }
-        for epoch in range(options.epochs):
-            for name in list(CONTESTANTS)[:: -1 if epoch % 2 else 1]:
-                speed[name].append(players[name].play())
-    memory = {}
-    for name in CONTESTANTS:
-        with one_of(name, architecture, options.size, options.in_memory, 2) as alone:
-            for _ in range(2):  # in the second the best weights of the first are kept
-                alone.play()
-            memory[name] = alone.peak_anonymous_mib
-    best, middle = ({name: round(of(each[1:]), 2) for name, each in speed.items()} for of in (max, median))
+        players = {name: stack.enter_context(player(__file__, *arguments)) for name, arguments in given.items()}
+        for step in range(turns * options.epochs):
+            for name in list(CONTESTANTS)[:: -1 if step % 2 else 1]:
+                seconds[name].append(players[name].play())
+    ours, keras = (seconds[name][turns:] for name in ("ours", "keras"))
+    low, middle, high = quantiles([theirs / own for own, theirs in zip(ours, keras, strict=True)], n=4, method="inclusive")
+    memory = {name: run(__file__, *arguments)["peak_anonymous_mib"] for name, arguments in given.items()}
     return {
-        "images_per_second": best,
-        "images_per_second_median": middle,
+        "images_per_second": {name: round(BATCH / median(each[turns:]), 2) for name, each in seconds.items()},
+        "quartiles_of_pairs": {"low": round(low, 4), "high": round(high, 4)},
         "peak_anonymous_mib": memory,
         "ratios": {
-            "ours / keras, images a second": round(best["ours"] / best["keras"], 4),
+            "ours / keras, images a second": round(middle, 4),
             "ours / keras, peak memory": round(memory["ours"] / memory["keras"], 4),
         },
     }
 
 
-def one_of(name: str, architecture: str, size: int, images: int, epochs: int) -> AbstractContextManager[Player]:
-    """A contestant."""
-    sizes = ("--images", str(images), "--size", str(size), "--epochs", str(epochs))
-    return player(__file__, "--contestant", name, "--architectures", architecture, *sizes)
-
-
 def main() -> int:
     """Print the comparison; exit code 1 when a bound is missed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=160, help="images an epoch (default: 160)")
+    parser.add_argument("--images", type=int, default=512, help="images an epoch (default: 512)")
     parser.add_argument("--size", type=int, default=224, help="pixels a side (default: 224)")
-    parser.add_argument("--epochs", type=int, default=9, help="of each; the first compiles and does not count (default: 9)")
-    parser.add_argument("--in-memory", type=int, default=512, help="images where memory is measured (default: 512)")
+    parser.add_argument("--epochs", type=int, default=3, help="the first compiles and does not count (default: 3)")
     parser.add_argument("--architectures", nargs="+", default=["cnn", "resnet50", "xception"])
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--contestant", choices=CONTESTANTS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contestant:
-        work = CONTESTANTS[options.contestant](options.architectures[0], options.images, options.size, options.epochs)
-        await_turn()
-        work()
+        work = CONTESTANTS[options.contestant]
+        contestant(work(Turn(), options.architectures[0], options.images, options.size, options.epochs))
         return 0
     parts = {name: compare(name, options) for name in options.architectures}
     ratios = {f"{name}: {what}": value for name, part in parts.items() for what, value in part["ratios"].items()}
