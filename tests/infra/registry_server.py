@@ -18,7 +18,7 @@ import pytest
 
 from tests.infra.checkers import KUBERNETES, documents
 from tests.infra.manifests import of_kind
-from tests.infra.stack import arguments_of
+from tests.infra.stack import container_of
 from tests.s3_server import free_ports
 from tests.server_process import is_well, server_process
 
@@ -111,13 +111,11 @@ def registry_server(
     rights = rights.replace("auth_cache_ttl_seconds = 60", "auth_cache_ttl_seconds = 2")  # tests change passwords
     (folder / "basic_auth.ini").write_text(rights)
     placed = {"--host": "127.0.0.1", "--port": str(port), "--artifacts-destination": artifacts}
-    arguments = []
-    for argument in arguments_of("mlflow/server.yaml", "Deployment"):
+    container, arguments = container_of("mlflow/server.yaml", "Deployment"), []
+    for argument in container["args"]:
         name, equals, value = argument.partition("=")
         arguments.append(f"{name}{equals}{placed.get(name, value).replace('postgres:5432', address)}")
-    container = of_kind(documents((BASE / "mlflow" / "server.yaml").read_text()), "Deployment")[0]
-    told = container["spec"]["template"]["spec"]["containers"][0]["env"]
-    environment = {item["name"]: item["value"] for item in told if "value" in item} | {
+    environment = {item["name"]: item["value"] for item in container["env"] if "value" in item} | {
         "HOME": str(folder),
         "MLFLOW_AUTH_CONFIG_PATH": str(folder / "basic_auth.ini"),
         "PGPASSWORD": postgres.password,

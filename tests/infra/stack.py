@@ -63,22 +63,24 @@ class Stack:
         )  # fmt: skip
 
 
-def arguments_of(manifest: str, kind: str) -> list[str]:
-    """The arguments of a manifest's first container."""
+def container_of(manifest: str, kind: str) -> dict[str, Any]:
+    """A manifest's first container."""
     workload = of_kind(documents((KUBERNETES / "base" / manifest).read_text()), kind)[0]
-    return list(workload["spec"]["template"]["spec"]["containers"][0]["args"])
+    return dict(workload["spec"]["template"]["spec"]["containers"][0])
 
 
 @contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
-    """S3 started with the arguments of its manifest; only folders and ports are this machine's."""
+    """S3 started as its manifest says; only folders and ports are this machine's, and the disk is a small one: it holds as many
+    volumes as there are buckets."""
     secrets, data = folder / "secrets", folder / "data"
     data.mkdir(parents=True)
     subprocess.run([str(INFRA / "secrets.sh"), str(secrets)], check=True, capture_output=True)
     s3, master, volume, filer = free_ports(4)
     placed = {"-dir": data, "-s3.config": secrets / "s3" / "s3.json", "-s3.port": s3, "-s3.ip.bind": "127.0.0.1"}
-    arguments = []
-    for argument in arguments_of("s3/s3.yaml", "StatefulSet"):
+    placed["-volume.max"] = "4"
+    container, arguments = container_of("s3/s3.yaml", "StatefulSet"), []
+    for argument in container["args"]:
         name, equals, value = argument.partition("=")
         arguments.append(f"{name}{equals}{placed.get(name, value)}")
     for name, port in (("s3", s3), ("master", master), ("volume", volume), ("filer", filer)):
@@ -88,7 +90,7 @@ def running_stack(folder: Path) -> Iterator[Stack]:
     log = (folder / "weed.log").open("wb")
     with log, subprocess.Popen(
         [str(weed), "server", *arguments], stdout=log, stderr=log, cwd=folder, start_new_session=True,
-        env={**os.environ, "HOME": str(folder)},
+        env={**os.environ, **{item["name"]: item["value"] for item in container["env"]}, "HOME": str(folder)},
     ) as process:  # fmt: skip
         try:
             stack = Stack(f"http://127.0.0.1:{s3}", secrets)

@@ -11,7 +11,7 @@ import pytest
 
 from tests.infra import manifests
 from tests.infra.checkers import INFRA, KUBERNETES, checker, documents, fails, passes
-from tests.infra.stack import arguments_of
+from tests.infra.stack import container_of
 from tests.workspace import ROOT
 
 FILE = INFRA / "compose" / "compose.yaml"
@@ -66,9 +66,11 @@ def test_settings_are_those_of_the_manifests(config: dict[str, Any]):
     def without_places(arguments: list[str]) -> set[str]:
         return {argument for argument in arguments if not argument.startswith("-s3.config=")}
 
-    assert without_places(config["services"]["s3"]["command"][1:]) == without_places(arguments_of("s3/s3.yaml", "StatefulSet"))
+    s3 = container_of("s3/s3.yaml", "StatefulSet")
+    assert without_places(config["services"]["s3"]["command"][1:]) == without_places(s3["args"])
+    assert config["services"]["s3"]["environment"] == {item["name"]: item["value"] for item in s3["env"]}
     command = config["services"]["mlflow"]["command"][-1]
-    for argument in arguments_of("mlflow/server.yaml", "Deployment"):
+    for argument in container_of("mlflow/server.yaml", "Deployment")["args"]:
         option, _, value = argument.partition("=")
         if option == "--allowed-hosts":
             assert option in command
@@ -79,7 +81,7 @@ def test_settings_are_those_of_the_manifests(config: dict[str, Any]):
 def test_roles_are_set_up_as_in_the_cluster(config: dict[str, Any]):
     """The same module with the same experiment, by an image that has what the module imports."""
     command = config["services"]["roles"]["command"][-1]
-    there = dict(argument.split("=", 1) for argument in arguments_of("jobs/roles.yaml", "Job"))
+    there = dict(argument.split("=", 1) for argument in container_of("jobs/roles.yaml", "Job")["args"])
     assert f"--experiment={there['--experiment']}" in command
     mounted = {volume["target"]: volume["source"] for volume in config["services"]["roles"]["volumes"]}
     assert mounted["/etc/dermaflow/roles.yaml"] == str(ROOT / "mlflow" / "roles.yaml")
