@@ -94,8 +94,9 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
 class Player:
     """A contestant that works when it is its turn, and rests while it is another's: `Turn` is its side of it."""
 
-    def __init__(self, process: subprocess.Popen[str], err: IO[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], err: IO[str], peak: Callable[[], float]) -> None:
         self._process, self._err = process, err
+        self.peak_mib = peak  # anonymous memory so far, as `run` measures it
 
     def play(self) -> float:
         """Give it its turn, until it hands over; the seconds that it tells."""
@@ -114,9 +115,13 @@ class Player:
 @contextmanager
 def player(script: str | Path, *arguments: str) -> Iterator[Player]:
     """A contestant in a process of its own, started as by `run`, that waits for its first turn; ended with the block."""
-    with tempfile.TemporaryFile("w+") as err, _started(script, arguments, None, stdin=subprocess.PIPE, stderr=err) as process:
+    with (
+        tempfile.TemporaryFile("w+") as err,
+        _started(script, arguments, None, stdin=subprocess.PIPE, stderr=err) as process,
+        peak_of_tree(process.pid) as peak,
+    ):
         try:
-            yield Player(process, err)
+            yield Player(process, err, peak)
         finally:
             process.kill()
 
