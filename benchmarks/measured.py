@@ -79,10 +79,7 @@ def run(script: str | Path, *arguments: str, cores: int | None = None) -> dict[s
     seconds and result as it told them, and peak_anonymous_mib, imports included: looked at from outside, since a thread
     of its own would take its time, and its interpreter's lock.
     """
-    with (
-        _started(script, arguments, cores, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE) as process,
-        peak_of_tree(process.pid) as peak,
-    ):
+    with _started(script, arguments, cores, stderr=subprocess.PIPE) as process, peak_of_tree(process.pid) as peak:
         out, err = process.communicate()
         mib = peak()
     lines = [line for line in out.splitlines() if line.startswith("MEASURED ")]
@@ -127,7 +124,7 @@ def player(script: str | Path, *arguments: str) -> Iterator[Player]:
 
 
 class Turn:
-    """In a contestant's process: it waits until it is its turn, where it has a `player`; under `run` it is always."""
+    """In the process of a `player`: it waits until it is its turn."""
 
     def __init__(self) -> None:
         self._wait()

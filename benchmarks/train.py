@@ -1,7 +1,6 @@
 """The training step against a bare Keras fit: images a second and peak memory, every layer trained, augmentation off.
 
-    python benchmarks/train.py [--images 512] [--size 224] [--epochs 3] [--minutes 10]
-        [--architectures cnn ...] [--json]
+    python benchmarks/train.py [--images 512] [--size 224] [--epochs 3] [--minutes 10] [--architectures cnn ...] [--json]
 
 Images are noise, uint8, in memory on both sides, in batches of 32; ResNet50 and Xception are trained whole, from random
 weights. Each contestant is a process of its own. They take turns, a step each, who is first alternates, and while one trains
@@ -10,9 +9,10 @@ processors slow down to half, for seconds or minutes, when a neighbour works: ne
 whole epochs or processes one after the other do not. The first epoch compiles and is left out, as are each epoch's last step,
 judging and writing of a checkpoint, which are no steps or not to be told from those.
 
-Peak memory is the highest of all steps, which a limit has to allow for: of some operations two may run at once or may not, so
-that Keras' peak alone differs by a tenth from one process to the next. Therefore an architecture is trained anew, by new
-processes, until ten minutes have passed: a small one many times, a large one once.
+Peak memory is the highest of all that is done, judging and checkpoints between the epochs included: a limit has to allow for
+it. Whether two large operations run at once is chance, so that Keras' peak alone differs by a tenth from one process to the
+next. Therefore an architecture is trained anew, by new processes, until ten minutes have passed: a small one many times, a
+large one once.
 
     ours    components.train's stage, as the pipeline runs it: draws, prefetching, checkpoints (none falls due in an epoch)
     keras   model.compile(Adam, CategoricalCrossentropy); model.fit(images, label vectors), on the same model
@@ -32,7 +32,7 @@ from statistics import median, quantiles
 from types import SimpleNamespace
 from typing import Any
 
-from measured import Turn, contestant, player, tell
+from measured import Turn, player, tell
 
 from dermaflow.lineage import machine
 
@@ -192,7 +192,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.contestant:
         work = CONTESTANTS[options.contestant]
-        contestant(work(Turn(), options.architectures[0], options.images, options.size, options.epochs))
+        work(Turn(), options.architectures[0], options.images, options.size, options.epochs)()
         return 0
     parts = {name: compare(name, options) for name in options.architectures}
     ratios = {f"{name}: {what}": value for name, part in parts.items() for what, value in part["ratios"].items()}

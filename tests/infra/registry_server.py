@@ -16,8 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.infra.checkers import KUBERNETES, documents
-from tests.infra.manifests import of_kind
+from tests.infra.checkers import KUBERNETES
 from tests.infra.stack import container_of
 from tests.s3_server import free_ports
 from tests.server_process import is_well, server_process
@@ -71,8 +70,7 @@ def postgres_server(password: str) -> Iterator[Postgres]:
         account = pwd.getpwnam(owner)
         os.chown(folder, account.pw_uid, account.pw_gid)
     server = Postgres(found[-1], folder, free_ports(1)[0], owner, password)
-    workload = of_kind(documents((BASE / "postgres" / "postgres.yaml").read_text()), "StatefulSet")[0]
-    container = workload["spec"]["template"]["spec"]["containers"][0]
+    container = container_of("postgres/postgres.yaml", "StatefulSet")
     environment = {item["name"]: item.get("value", "") for item in container["env"]}
     made = server.run("initdb", "--username=postgres", *environment["POSTGRES_INITDB_ARGS"].split(), "--pgdata=data")
     assert made.returncode == 0, made.stderr

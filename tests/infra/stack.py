@@ -71,14 +71,14 @@ def container_of(manifest: str, kind: str) -> dict[str, Any]:
 
 @contextmanager
 def running_stack(folder: Path) -> Iterator[Stack]:
-    """S3 started as its manifest says; only folders and ports are this machine's, and the disk is a small one: it holds as many
-    volumes as there are buckets."""
+    """S3 started as its manifest says; only folders and ports are this machine's. The disk has room for a volume a bucket."""
     secrets, data = folder / "secrets", folder / "data"
     data.mkdir(parents=True)
     subprocess.run([str(INFRA / "secrets.sh"), str(secrets)], check=True, capture_output=True)
     s3, master, volume, filer = free_ports(4)
-    placed = {"-dir": data, "-s3.config": secrets / "s3" / "s3.json", "-s3.port": s3, "-s3.ip.bind": "127.0.0.1"}
-    placed["-volume.max"] = "4"
+    placed = {
+        "-dir": data, "-s3.config": secrets / "s3" / "s3.json", "-s3.port": s3, "-s3.ip.bind": "127.0.0.1", "-volume.max": 4,
+    }  # fmt: skip
     container, arguments = container_of("s3/s3.yaml", "StatefulSet"), []
     for argument in container["args"]:
         name, equals, value = argument.partition("=")
