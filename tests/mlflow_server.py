@@ -29,7 +29,8 @@ def model_server(folder: Path, model: str, tracking_uri: str) -> Iterator[str]:
     """The address of `mlflow models serve` for a registered model, while it runs in this environment."""
     options = ("--model-uri", model, "--env-manager", "local", "--workers", "1")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # it looks for uvicorn there
-    with _running(folder, "models", "serve", *options, MLFLOW_TRACKING_URI=tracking_uri, PATH=path) as url:
+    places = dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"), tracking_uri)  # MLflow's client leaves both behind
+    with _running(folder, "models", "serve", *options, PATH=path, **places) as url:
         yield url
 
 
