@@ -78,6 +78,21 @@ def require_settled(client: MlflowClient, ledger: Ledger, seen: Sequence[Entry])
         )
 
 
+def point(client: MlflowClient, model: str, alias: str, version: ModelVersion) -> None:
+    """Put an alias on a version.
+
+    Where two do so for the first time at once, both insert its row, and MLflow refuses the later one, which then moves it.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_registered_model_alias(model, alias, str(version.version))
+    except MlflowException:
+        if registry.version_of(client, model, alias) is None:
+            raise
+        client.set_registered_model_alias(model, alias, str(version.version))
+
+
 def may_move(client: MlflowClient) -> bool:
     """Whether a server lets this account move the champion (`require_mover`); of an embedded registry everybody may."""
     try:
@@ -141,7 +156,7 @@ def settle(client: MlflowClient, ledger: Ledger) -> ModelVersion | None:
         if wanted is None and now is not None:
             client.delete_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION)
         elif wanted is not None and (now is None or now.version != wanted.version):
-            client.set_registered_model_alias(registry.PRODUCTION_MODEL, registry.CHAMPION, wanted.version)
+            point(client, registry.PRODUCTION_MODEL, registry.CHAMPION, wanted)
         if promotion_in_use(ledger.entries()) == due:  # nobody moved it on meanwhile
             return wanted
 

@@ -219,7 +219,7 @@ def _repair(client: MlflowClient, ledger: Ledger, findings: Sequence[Finding]) -
     registration = None if key is None else recorded.registration_of(entries, key)
     if registration is not None:
         version = settle_candidate(client, registration)
-        client.set_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER, str(version.version))
+        moves.point(client, registry.CANDIDATE_MODEL, registry.CHALLENGER, version)
     elif registry.version_of(client, registry.CANDIDATE_MODEL, registry.CHALLENGER) is not None:
         client.delete_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER)
     moves.settle(client, ledger)

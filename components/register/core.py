@@ -26,7 +26,7 @@ from dermaflow.artifacts import (
     read_json,
     write_json,
 )
-from dermaflow.champion import ENTRY_TAG, the_one_that_counts, version_made_for
+from dermaflow.champion import ENTRY_TAG, point, the_one_that_counts, version_made_for
 from dermaflow.dataset import Dataset
 from dermaflow.ledger import Entry, Ledger
 from dermaflow.limits import limits
@@ -120,7 +120,7 @@ def register(evidence: Evidence, params: RegisterParams, target: Path, ledger: L
     if entry is None:
         entry = _record_registration(ledger, _store(client, evidence, facts, params))
     version = settle_candidate(client, entry)
-    client.set_registered_model_alias(registry.CANDIDATE_MODEL, registry.CHALLENGER, str(version.version))
+    point(client, registry.CANDIDATE_MODEL, registry.CHALLENGER, version)
     info = {
         "model": registry.CANDIDATE_MODEL,
         "version": int(version.version),
